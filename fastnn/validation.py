@@ -13,6 +13,7 @@ import math
 import numbers
 import operator
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -173,7 +174,9 @@ def as_array(value: Any, name: str) -> np.ndarray:
         return value
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"{name} is sparse ({type(value).__name__}): use {name}.toarray()")
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    # Nobody can hold a masked array without having loaded numpy.ma, which is slow to import.
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and masked.is_masked(value):
         raise ValueError(f"{name} has masked entries: fill them first, with {name}.filled(...)")
     try:
         return np.asarray(value)

@@ -1,0 +1,132 @@
+"""What training reports: one number per epoch and quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["History", "import_pyplot"]
+
+
+class History:
+    """The course of a training, one entry per finished epoch.
+
+    Attributes
+    ----------
+    loss : ndarray of shape (n_epochs,), float64
+        Weighted mean of the loss over all rows of the epoch, each batch before its update;
+        without the l2 term.
+    validation_loss : ndarray of shape (n_epochs,), float64
+        Loss on the validation data after the epoch; NaN where there were none.
+    learning_rate : ndarray of shape (n_epochs,), float64
+        The rate of the epoch's last step; NaN for an optimizer without one.
+    seconds : ndarray of shape (n_epochs,), float64
+        Time that training took, validation and callbacks left out.
+
+    Notes
+    -----
+    The arrays are read-only views that cost the same however long the history is; an array got
+    before an epoch does not grow with it.
+    """
+
+    COLUMNS = ("loss", "validation_loss", "learning_rate", "seconds")
+
+    def __init__(self) -> None:
+        self._table = np.empty((len(self.COLUMNS), 16))
+        self._size = 0
+
+    def extend(self, **columns: Iterable[float]) -> None:
+        """Append epochs; a column that is not given is NaN."""
+        arrays = {name: np.asarray(values, np.float64) for name, values in columns.items()}
+        end = self._size + max(len(values) for values in arrays.values())
+        if end > self._table.shape[1]:
+            # Doubling keeps the cost of an epoch constant on average.
+            table = np.empty((len(self.COLUMNS), max(end, 2 * self._table.shape[1])))
+            table[:, : self._size] = self._table[:, : self._size]
+            self._table = table
+        self._table[:, self._size : end] = np.nan
+        for name, values in arrays.items():
+            self._table[self.COLUMNS.index(name), self._size : end] = values
+        self._size = end
+
+    def _column(self, name: str) -> np.ndarray:
+        view = self._table[self.COLUMNS.index(name), : self._size]
+        view.flags.writeable = False
+        return view
+
+    @property
+    def loss(self) -> np.ndarray:
+        return self._column("loss")
+
+    @property
+    def validation_loss(self) -> np.ndarray:
+        return self._column("validation_loss")
+
+    @property
+    def learning_rate(self) -> np.ndarray:
+        return self._column("learning_rate")
+
+    @property
+    def seconds(self) -> np.ndarray:
+        return self._column("seconds")
+
+    def __len__(self) -> int:
+        """Number of epochs."""
+        return self._size
+
+    def __getstate__(self) -> np.ndarray:
+        return self._table[:, : self._size].copy()
+
+    def __setstate__(self, table: np.ndarray) -> None:
+        self._table = table
+        self._size = table.shape[1]
+
+    def __repr__(self) -> str:
+        if not self._size:
+            return "History(0 epochs)"
+        text = f"History({self._size} epochs, loss {self.loss[-1]:.4g}"
+        if np.isfinite(self.validation_loss[-1]):
+            text += f", validation_loss {self.validation_loss[-1]:.4g}"
+        return text + ")"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the loss curves.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        Axes
+
+        Raises
+        ------
+        ImportError
+            Matplotlib is not installed.
+        """
+        if ax is None:
+            ax = import_pyplot().subplots()[1]
+        epochs = np.arange(1, self._size + 1)
+        ax.plot(epochs, self.loss, label="training")
+        if np.isfinite(self.validation_loss).any():
+            ax.plot(epochs, self.validation_loss, label="validation")
+            ax.legend()
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("loss")
+        return ax
+
+
+def import_pyplot() -> Any:
+    """matplotlib.pyplot, or an ImportError that says how to get it."""
+    try:
+        import matplotlib.pyplot as pyplot
+    except ImportError as error:
+        raise ImportError("plotting needs matplotlib: pip install 'fastnn-mlp[plot]'") from error
+    return pyplot
