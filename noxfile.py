@@ -1,0 +1,125 @@
+"""Sessions for developers; `nox -l` lists them. CI runs .ci/run, which stands on its own."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "unit"]
+nox.options.reuse_existing_virtualenvs = True
+
+ROOT = Path(__file__).parent
+LINT_TOOLS = [
+    "clang-format>=18",
+    "codespell>=2.3",
+    "cython-lint>=0.16",
+    "mypy>=1.11",
+    "numpy",
+    "pytest",
+    "ruff>=0.6",
+]
+ISAS = ["baseline", "avx2", "avx512", "neon"]
+
+
+def available_isas(session: nox.Session) -> list[str]:
+    """Instruction sets of this machine, as the installed extension reports them."""
+    code = "from fastnn.backends import _native; print(*_native.available_isas())"
+    out = session.run("python", "-P", "-c", code, silent=True)
+    return str(out).split()
+
+
+def run_from_elsewhere(session: nox.Session, *args: str, **env: str) -> None:
+    """Run pytest -P: the working directory must not hide the installed package."""
+    session.run("python", "-P", "-m", "pytest", *args, env=env)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Source distribution, then the wheel from it, checked for the stable ABI."""
+    session.install("build", "abi3audit")
+    session.run("python", "-m", "build")
+    for wheel in sorted((ROOT / "dist").glob("*abi3*.whl")):
+        session.run("abi3audit", "--strict", str(wheel))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff, codespell, cython-lint, mypy and clang-format."""
+    session.install(*LINT_TOOLS)
+    session.run("bash", "tools/lint.sh", external=True)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def unit(session: nox.Session) -> None:
+    """The whole suite but the peers, on each Python."""
+    session.install(".[test]")
+    run_from_elsewhere(session, "--ignore=tests/peers", *session.posargs)
+
+
+@nox.session
+def isas(session: nox.Session) -> None:
+    """Kernels, backends, gradients and properties once per instruction set of this machine."""
+    session.install(".[test]")
+    folders = [f"tests/{name}" for name in ("kernels", "backends", "gradients", "properties")]
+    present = [folder for folder in folders if (ROOT / folder).is_dir()]
+    for isa in available_isas(session):
+        run_from_elsewhere(session, *present, *session.posargs, FASTNN_ISA=isa)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Against PyTorch, scikit-learn and ONNX Runtime."""
+    session.install(".[test,peers]")
+    run_from_elsewhere(session, "tests/peers", *session.posargs)
+
+
+@nox.session
+def compilers(session: nox.Session) -> None:
+    """Compile csrc without a warning: gcc, clang, and three other systems by ziglang."""
+    session.install("ziglang")
+    session.run("python", "tools/compile_csrc.py", *session.posargs)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Kernel, backend and property tests under AddressSanitizer and UBSan (gcc, Linux)."""
+    session.install("setuptools>=77", "Cython>=3.1", "wheel")
+    env = {"FASTNN_SANITIZE": "address,undefined"}
+    session.install("--no-build-isolation", "--force-reinstall", "--no-deps", ".", env=env)
+    session.install(".[test]", "--no-build-isolation", env=env)
+    runtime = [
+        subprocess.run(
+            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # CPython keeps objects until it exits, so leaks are looked for by memory-growth tests.
+    folders = session.posargs or ["tests/kernels", "tests/backends", "tests/properties"]
+    run_from_elsewhere(
+        session,
+        *folders,
+        LD_PRELOAD=":".join(runtime),
+        ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1",
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Guide, reference and decisions as HTML in docs/_build."""
+    session.install(".[plot]", "sphinx>=7", "numpydoc>=1.7", "myst-parser>=3")
+    session.run("python", "-P", "-m", "sphinx", "-W", "-b", "html", "docs", "docs/_build")
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Exhaustive tests, and other processors under QEMU user emulation (Debian, Ubuntu).
+
+    Needs qemu-user, and for NEON an aarch64 Python with NumPy under $FASTNN_AARCH64_PYTHON.
+    """
+    session.install(".[test]")
+    run_from_elsewhere(session, "-m", "nightly", *session.posargs)
+    if platform.machine() == "x86_64":
+        session.run("bash", "tools/emulate.sh", sys.executable, external=True)
