@@ -2,7 +2,7 @@
 # Every linter, all of them even where the first one complains; exit status 1 where any did.
 # Used by `nox -s lint`, pre-commit users and .ci/run, so that all three say the same.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 failed=()
 check() {
