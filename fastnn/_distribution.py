@@ -32,12 +32,12 @@ def find_foreign_distribution(folders: Iterable[str]) -> str | None:
     """
     for folder in folders:
         try:
-            names = os.listdir(folder)  # noqa: PTH208 (pathlib costs an import here)
+            names = os.listdir(folder)
         except OSError:
             continue
         for name in names:
             if _FOREIGN.fullmatch(name):
-                return os.path.join(folder, name)  # noqa: PTH118
+                return os.path.join(folder, name)
     return None
 
 
