@@ -1,0 +1,441 @@
+/* Dense layers: the three matrix products of a step.
+ *
+ *   forward    Z[r, j] = sum over k of X[r, k] W[k, j] + b[j]      (n_rows, fan_out)
+ *   backward   D[r, k] = sum over j of delta[r, j] W[k, j]         (n_rows, fan_in)
+ *   gradient   G[k, j] = sum over r of X[r, k] delta[r, j]         (fan_in, fan_out)
+ *
+ * Law 1: each element is a chain of fused multiply-adds from +0 over FNN_BLOCK consecutive reduction indices; the block
+ * sums are added in order. All three products run on one micro-kernel, `tile`, whose lanes are independent elements.
+ * So neither the tile sizes, nor packing, nor which side the lanes run along, nor how work is split can change a bit.
+ * NaN and infinity propagate as the chain says. */
+
+/* Micro-tile: MR rows by NV vectors, as many accumulators as the registers hold. */
+#if defined(FNN_LEVEL_AVX512)
+#define MR 12
+#elif defined(FNN_LEVEL_BASELINE)
+#define MR 4
+#else
+#define MR 6
+#endif
+#if defined(FNN_LEVEL_NEON)
+#define NV 4
+#else
+#define NV 2
+#endif
+#define NR (NV * LANES)
+
+/* A gradient group: NG panels whose tile is updated in one call. */
+#define NG 4
+
+enum N(tile_flags) { N(TAIL) = 1, N(COLS) = 2 };
+
+typedef struct {
+    ptrdiff_t n;           /* reduction length, at most FNN_BLOCK */
+    const REAL *const *a;  /* COLS: n pointers, a(i, p) = a[p][a0 + i]; else mr pointers, a(i, p) = a[i][a0 + p] */
+    ptrdiff_t a0;
+    const REAL *b;         /* b(p, j) = b[p * ldb + j] */
+    ptrdiff_t ldb;
+    ptrdiff_t last;        /* TAIL: columns in the last vector, 1..LANES - 1 */
+    REAL *c;               /* c(i, j) = c[i * ldc + j] */
+    ptrdiff_t ldc;
+    int accumulate;        /* add to what c holds */
+    const REAL *bias;      /* added last, or NULL */
+} N(tile_job);
+
+INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const int flags) {
+    V acc[16][8];
+    const REAL *row[16];
+    const int tail = flags & N(TAIL), cols = flags & N(COLS);
+    const ptrdiff_t n = job->n, ldb = job->ldb, last = job->last, a0 = job->a0;
+    const REAL *b = job->b;
+    const REAL *const *a = job->a;
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++) {
+        row[i] = cols ? 0 : a[i] + a0;
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) acc[i][v] = (V){0};
+    }
+    for (ptrdiff_t p = 0; p < n; p++) {
+        V bv[8];
+        const REAL *column = cols ? a[p] + a0 : 0;
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++)
+            bv[v] = tail && v == nv - 1 ? N(load_part)(b + v * LANES, last) : N(load)(b + v * LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++) {
+            V av = N(splat)(cols ? column[i] : row[i][p]);
+#pragma GCC unroll 8
+            for (int v = 0; v < nv; v++) acc[i][v] = FMA(av, bv[v], acc[i][v]);
+        }
+        b += ldb;
+    }
+    REAL *c = job->c;
+#pragma GCC unroll 16
+    for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < nv; v++) {
+            const int part = tail && v == nv - 1;
+            REAL *p = c + i * job->ldc + v * LANES;
+            V s = acc[i][v];
+            if (job->accumulate) s = (part ? N(load_part)(p, last) : N(load)(p)) + s;
+            if (job->bias) {
+                const REAL *q = job->bias + v * LANES;
+                s = s + (part ? N(load_part)(q, last) : N(load)(q));
+            }
+            if (part)
+                N(store_part)(p, s, last);
+            else
+                N(store)(p, s);
+        }
+    }
+}
+
+typedef void (*N(tile_function))(const N(tile_job) *);
+
+#define TILE(mr, nv, flags)                                                                                            \
+    static __attribute__((noinline)) void N(tile_##mr##_##nv##_##flags)(const N(tile_job) *job) {                      \
+        N(tile)(job, mr, nv, flags);                                                                                   \
+    }
+#define TILES_OF(mr, nv) TILE(mr, nv, 0) TILE(mr, nv, 1) TILE(mr, nv, 2) TILE(mr, nv, 3)
+#if NV == 4
+#define TILES(mr) TILES_OF(mr, 1) TILES_OF(mr, 2) TILES_OF(mr, 3) TILES_OF(mr, 4)
+#define TILE_ROW(mr, flags)                                                                                            \
+    {N(tile_##mr##_1_##flags), N(tile_##mr##_2_##flags), N(tile_##mr##_3_##flags), N(tile_##mr##_4_##flags)}
+#else
+#define TILES(mr) TILES_OF(mr, 1) TILES_OF(mr, 2)
+#define TILE_ROW(mr, flags) {N(tile_##mr##_1_##flags), N(tile_##mr##_2_##flags)}
+#endif
+#if MR == 4
+#define EACH_MR(M, ...) M(1, ##__VA_ARGS__) M(2, ##__VA_ARGS__) M(3, ##__VA_ARGS__) M(4, ##__VA_ARGS__)
+#elif MR == 6
+#define EACH_MR(M, ...)                                                                                                \
+    M(1, ##__VA_ARGS__) M(2, ##__VA_ARGS__) M(3, ##__VA_ARGS__) M(4, ##__VA_ARGS__) M(5, ##__VA_ARGS__)                \
+    M(6, ##__VA_ARGS__)
+#else
+#define EACH_MR(M, ...)                                                                                                \
+    M(1, ##__VA_ARGS__) M(2, ##__VA_ARGS__) M(3, ##__VA_ARGS__) M(4, ##__VA_ARGS__) M(5, ##__VA_ARGS__)                \
+    M(6, ##__VA_ARGS__) M(7, ##__VA_ARGS__) M(8, ##__VA_ARGS__) M(9, ##__VA_ARGS__) M(10, ##__VA_ARGS__)               \
+    M(11, ##__VA_ARGS__) M(12, ##__VA_ARGS__)
+#endif
+EACH_MR(TILES)
+#define TILE_ENTRY(mr, flags) TILE_ROW(mr, flags),
+static const N(tile_function) N(tiles)[4][MR][NV] = {{EACH_MR(TILE_ENTRY, 0)},
+                                                     {EACH_MR(TILE_ENTRY, 1)},
+                                                     {EACH_MR(TILE_ENTRY, 2)},
+                                                     {EACH_MR(TILE_ENTRY, 3)}};
+
+
+/* One to three rows against unpacked weights: wider tiles, so that enough chains are in flight. */
+TILE(1, 8, 0)
+#if NV != 4
+TILE(1, 4, 0)
+TILE(2, 4, 0)
+TILE(3, 4, 0)
+#endif
+
+/* Vectors needed for n columns, and the columns of the last one where it is not whole (else 0). */
+INLINE ptrdiff_t N(vectors)(ptrdiff_t n) {
+    return (n + LANES - 1) / LANES;
+}
+INLINE ptrdiff_t N(least)(ptrdiff_t a, ptrdiff_t b) {
+    return a < b ? a : b;
+}
+
+INLINE void N(run_tile)(N(tile_job) *job, ptrdiff_t mr, ptrdiff_t n_cols, int flags) {
+    ptrdiff_t last = n_cols % LANES;
+    job->last = last;
+    N(tiles)[flags | (last ? N(TAIL) : 0)][mr - 1][N(vectors)(n_cols) - 1](job);
+}
+
+/* to[p, i] = rows[i][k0 + p] for p < n, i < n_rows, `to` with ld columns. */
+static void N(pack_transposed)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, REAL *to,
+                               ptrdiff_t ld) {
+    ptrdiff_t i = 0;
+#if (defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)) && IS_FLOAT
+    for (; i + 8 <= n_rows; i += 8) {
+        const REAL *s[8];
+        for (int q = 0; q < 8; q++) s[q] = rows[i + q] + k0;
+        ptrdiff_t p = 0;
+        for (; p + 8 <= n; p += 8) {
+            __m256 a[8], b[8];
+            for (int q = 0; q < 8; q++) a[q] = _mm256_loadu_ps(s[q] + p);
+            for (int q = 0; q < 8; q += 2) {
+                b[q] = _mm256_unpacklo_ps(a[q], a[q + 1]);
+                b[q + 1] = _mm256_unpackhi_ps(a[q], a[q + 1]);
+            }
+            for (int q = 0; q < 8; q += 4) {
+                a[q] = _mm256_shuffle_ps(b[q], b[q + 2], 0x44);
+                a[q + 1] = _mm256_shuffle_ps(b[q], b[q + 2], 0xee);
+                a[q + 2] = _mm256_shuffle_ps(b[q + 1], b[q + 3], 0x44);
+                a[q + 3] = _mm256_shuffle_ps(b[q + 1], b[q + 3], 0xee);
+            }
+            for (int q = 0; q < 4; q++) {
+                _mm256_storeu_ps(to + (p + q) * ld + i, _mm256_permute2f128_ps(a[q], a[q + 4], 0x20));
+                _mm256_storeu_ps(to + (p + q + 4) * ld + i, _mm256_permute2f128_ps(a[q], a[q + 4], 0x31));
+            }
+        }
+        for (; p < n; p++)
+            for (int q = 0; q < 8; q++) to[p * ld + i + q] = s[q][p];
+    }
+#elif defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)
+    for (; i + 4 <= n_rows; i += 4) {
+        const REAL *s[4];
+        for (int q = 0; q < 4; q++) s[q] = rows[i + q] + k0;
+        ptrdiff_t p = 0;
+        for (; p + 4 <= n; p += 4) {
+            __m256d a[4], b[4];
+            for (int q = 0; q < 4; q++) a[q] = _mm256_loadu_pd(s[q] + p);
+            for (int q = 0; q < 4; q += 2) {
+                b[q] = _mm256_unpacklo_pd(a[q], a[q + 1]);
+                b[q + 1] = _mm256_unpackhi_pd(a[q], a[q + 1]);
+            }
+            for (int q = 0; q < 2; q++) {
+                _mm256_storeu_pd(to + (p + q) * ld + i, _mm256_permute2f128_pd(b[q], b[q + 2], 0x20));
+                _mm256_storeu_pd(to + (p + q + 2) * ld + i, _mm256_permute2f128_pd(b[q], b[q + 2], 0x31));
+            }
+        }
+        for (; p < n; p++)
+            for (int q = 0; q < 4; q++) to[p * ld + i + q] = s[q][p];
+    }
+#endif
+    for (; i < n_rows; i++)
+        for (ptrdiff_t p = 0; p < n; p++) to[p * ld + i] = rows[i][k0 + p];
+}
+
+/* to[p, j] = w[p * ldw + j] for p < n, j < n_cols: the rows of a panel side by side, ld a whole number of vectors. */
+static void N(pack)(const REAL *w, ptrdiff_t ldw, ptrdiff_t n, ptrdiff_t n_cols, REAL *to, ptrdiff_t ld) {
+    if (n_cols == NR) {
+        for (ptrdiff_t p = 0; p < n; p++)
+            for (ptrdiff_t v = 0; v < NV; v++) N(store)(to + p * ld + v * LANES, N(load)(w + p * ldw + v * LANES));
+    } else {
+        for (ptrdiff_t p = 0; p < n; p++)
+            for (ptrdiff_t j = 0; j < n_cols; j += LANES)
+                N(store_n)(to + p * ld + j, N(load_n)(w + p * ldw + j, n_cols - j), n_cols - j);
+    }
+}
+
+/* Where scratch holds what: a packed panel, pointers to the rows of a block, and a tile or other small work. */
+typedef struct {
+    REAL *panel;
+    const REAL **pointers;
+    REAL *work;
+} N(scratch);
+INLINE N(scratch) N(split_scratch)(void *scratch) {
+    char *p = scratch;
+    N(scratch) s = {(REAL *)p, (const REAL **)(p + FNN_PANEL_BYTES),
+                    (REAL *)(p + FNN_PANEL_BYTES + FNN_BLOCK * sizeof(void *))};
+    return s;
+}
+
+/* Rows [0, n_rows) of a product in tiles of nearly equal height: no last tile of one row that leaves units idle. */
+#define FOR_EACH_TILE(begin, end, n)                                                                                       for (ptrdiff_t n_tiles_ = ((n) + MR - 1) / MR, tile_ = 0, begin, end;                                                       tile_ < n_tiles_ && (begin = tile_ * (n) / n_tiles_, end = (tile_ + 1) * (n) / n_tiles_, 1); tile_++)
+
+/* Up to LANES / 2 outputs: lanes run across rows of X instead of across outputs. */
+static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const REAL *w,
+                              const REAL *bias, ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz, N(scratch) s) {
+    for (ptrdiff_t r0 = 0; r0 < n_rows; r0 += NR) {
+        ptrdiff_t m = N(least)(NR, n_rows - r0), ld = N(vectors)(m) * LANES;
+        for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
+            for (ptrdiff_t p = 0; p < n; p++) s.pointers[p] = w + (k0 + p) * fan_out;
+            N(pack_transposed)(rows + r0, m, k0, n, s.panel, ld);
+            N(tile_job) job = {n, s.pointers, 0, s.panel, ld, 0, s.work, NR, k0 > 0, 0};
+            FOR_EACH_TILE(j0, j1, fan_out) {
+                job.a0 = j0;
+                job.c = s.work + j0 * NR;
+                N(run_tile)(&job, j1 - j0, m, N(COLS));
+            }
+        }
+        for (ptrdiff_t r = 0; r < m; r++)
+            for (ptrdiff_t j = 0; j < fan_out; j++) z[(r0 + r) * ldz + j] = s.work[j * NR + r] + bias[j];
+    }
+}
+
+/* One to three rows: the weights are read where they lie. */
+static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const REAL *w, const REAL *bias,
+                           ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz) {
+    static const N(tile_function) wide[3][2] = {{N(tile_1_8_0), N(tile_1_4_0)},
+                                                {N(tile_2_4_0), N(tile_2_4_0)},
+                                                {N(tile_3_4_0), N(tile_3_4_0)}};
+    for (ptrdiff_t j0 = 0; j0 < fan_out;) {
+        ptrdiff_t left = fan_out - j0, width;
+        const ptrdiff_t widest = n_rows == 1 ? 8 * LANES : 4 * LANES;
+        N(tile_function) f = 0;
+        if (left >= widest)
+            f = wide[n_rows - 1][0], width = widest;
+        else if (left >= 4 * LANES)
+            f = wide[n_rows - 1][1], width = 4 * LANES;
+        else
+            width = N(least)(NR, left);
+        for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
+            N(tile_job) job = {n, rows, k0, w + k0 * fan_out + j0, fan_out, 0, z + j0, ldz, k0 > 0,
+                               k0 + n == fan_in ? bias + j0 : 0};
+            if (f)
+                f(&job);
+            else
+                N(run_tile)(&job, n_rows, width, 0);
+        }
+        j0 += width;
+    }
+}
+
+/* Z = X W + b. rows: n_rows pointers to fan_in values; weights (fan_in, fan_out), bias (fan_out,), z (n_rows, fan_out)
+ * with ldz elements from row to row. */
+static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff_t fan_in, const void *weights,
+                             const void *bias_, ptrdiff_t fan_out, void *z_, ptrdiff_t ldz, void *scratch) {
+    const REAL *const *rows = (const REAL *const *)rows_;
+    const REAL *w = weights, *bias = bias_;
+    REAL *z = z_;
+    N(scratch) s = N(split_scratch)(scratch);
+    if (n_rows == 0) return;
+    if (2 * fan_out <= LANES && n_rows >= LANES) {
+        N(forward_narrow)(rows, n_rows, fan_in, w, bias, fan_out, z, ldz, s);
+        return;
+    }
+    if (n_rows <= 3) {
+        N(forward_few)(rows, n_rows, fan_in, w, bias, fan_out, z, ldz);
+        return;
+    }
+    /* Weights of a small layer stay in L1 as they are; those of a large one lie a power of two apart. */
+    const int direct = N(least)(fan_in, FNN_BLOCK) * fan_out * (ptrdiff_t)sizeof(REAL) <= 16384;
+    for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += NR) {
+        ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
+        for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
+            const REAL *block = w + k0 * fan_out + j0;
+            if (!direct) N(pack)(block, fan_out, n, width, s.panel, ld);
+            N(tile_job) job = {n, 0, k0, direct ? block : s.panel, direct ? fan_out : ld, 0, 0, ldz, k0 > 0,
+                               k0 + n == fan_in ? bias + j0 : 0};
+            FOR_EACH_TILE(r0, r1, n_rows) {
+                job.a = rows + r0;
+                job.c = z + r0 * ldz + j0;
+                N(run_tile)(&job, r1 - r0, width, 0);
+            }
+        }
+    }
+}
+
+/* D = delta W^T: the gradient to the layer's inputs. delta_rows: n_rows pointers to fan_out values; d_input
+ * (n_rows, fan_in) with ldd elements from row to row. */
+static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const void *weights,
+                              ptrdiff_t fan_out, void *d_input, ptrdiff_t ldd, void *scratch) {
+    const REAL *const *rows = (const REAL *const *)delta_rows;
+    const REAL *w = weights;
+    REAL *d = d_input;
+    N(scratch) s = N(split_scratch)(scratch);
+    if (n_rows == 0) return;
+    for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += NR) {
+        ptrdiff_t width = N(least)(NR, fan_in - k0), ld = N(vectors)(width) * LANES;
+        for (ptrdiff_t i = 0; i < width; i++) s.pointers[i] = w + (k0 + i) * fan_out;
+        for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, fan_out - j0);
+            N(pack_transposed)(s.pointers, width, j0, n, s.panel, ld);
+            N(tile_job) job = {n, 0, j0, s.panel, ld, 0, 0, ldd, j0 > 0, 0};
+            FOR_EACH_TILE(r0, r1, n_rows) {
+                job.a = rows + r0;
+                job.c = d + r0 * ldd + k0;
+                N(run_tile)(&job, r1 - r0, width, 0);
+            }
+        }
+    }
+}
+
+/* --- gradient ------------------------------------------------------------------------------------------------------ */
+/* Units of work of dense_gradient: tiles of MR rows of W by a group of panels; for few outputs, panels of rows of W. */
+static int N(gradient_is_narrow)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
+    return 2 * fan_out <= LANES && fan_in >= LANES;
+}
+static ptrdiff_t N(gradient_units)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
+    if (N(gradient_is_narrow)(fan_in, fan_out)) return (fan_in + NR - 1) / NR;
+    return ((fan_out + NG * NR - 1) / (NG * NR)) * ((fan_in + MR - 1) / MR);
+}
+
+/* g[j] = sum over rows of delta[r, j]: the same chain as a row of inputs that are all 1. */
+static void N(bias_gradient)(const fnn_gradient *job, ptrdiff_t j0, ptrdiff_t j1, REAL *work) {
+    const REAL *delta = job->delta;
+    REAL *g = job->bias_gradient ? (REAL *)job->bias_gradient + j0 : work;
+    for (ptrdiff_t j = j0; j < j1; j += LANES) {
+        ptrdiff_t m = j1 - j;
+        V total = {0};
+        for (ptrdiff_t b = 0; b < job->n_rows; b += FNN_BLOCK) {
+            ptrdiff_t end = N(least)(b + FNN_BLOCK, job->n_rows);
+            V sum = {0};
+            for (ptrdiff_t r = b; r < end; r++) sum = sum + N(load_n)(delta + r * job->ldd + j, m);
+            total = b ? total + sum : sum;
+        }
+        if (job->bias_gradient && job->accumulate) total = N(load_n)(g + (j - j0), m) + total;
+        N(store_n)(g + (j - j0), total, m);
+    }
+    if (job->optimizer >= 0)
+        N(update)(job->optimizer, job->scalars, 0, 1, 1, j1 - j0, g, 0, (REAL *)job->bias + j0,
+                  job->bias_a ? (REAL *)job->bias_a + j0 : 0, job->bias_b ? (REAL *)job->bias_b + j0 : 0, 0);
+}
+
+/* The finished gradient of rows [k0, k1) and columns [j0, j1) of W meets the optimizer. */
+INLINE void N(update_tile)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                           const REAL *g, ptrdiff_t ldg, ptrdiff_t ldw) {
+    ptrdiff_t at = k0 * job->fan_out + j0;
+    N(update)(job->optimizer, job->scalars, job->l2, 1, n_rows, n_cols, g, ldg, (REAL *)job->weights + at,
+              job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, ldw);
+}
+
+static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, ptrdiff_t unit_end, N(scratch) s) {
+    const REAL *const *x = (const REAL *const *)job->input_rows;
+    const REAL *delta = job->delta;
+    const ptrdiff_t fan_out = job->fan_out;
+    REAL *tile = s.work, *flat = s.work + (LANES / 2) * NR;
+    for (ptrdiff_t u = unit_begin; u < unit_end; u++) {
+        ptrdiff_t k0 = u * NR, m = N(least)(NR, job->fan_in - k0), ld = N(vectors)(m) * LANES;
+        for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
+            for (ptrdiff_t p = 0; p < n; p++) {
+                s.pointers[p] = delta + (r0 + p) * job->ldd;
+                for (ptrdiff_t i = 0; i < m; i += LANES)
+                    N(store_n)(s.panel + p * ld + i, N(load_n)(x[r0 + p] + k0 + i, m - i), m - i);
+            }
+            N(tile_job) t = {n, s.pointers, 0, s.panel, ld, 0, 0, NR, r0 > 0, 0};
+            FOR_EACH_TILE(j0, j1, fan_out) {
+                t.a0 = j0;
+                t.c = tile + j0 * NR;
+                N(run_tile)(&t, j1 - j0, m, N(COLS));
+            }
+        }
+        /* the tile lies transposed: rows of W are outputs there */
+        REAL *g = job->gradient ? (REAL *)job->gradient + k0 * fan_out : flat;
+        for (ptrdiff_t i = 0; i < m; i++)
+            for (ptrdiff_t j = 0; j < fan_out; j++) {
+                REAL sum = tile[j * NR + i];
+                g[i * fan_out + j] = job->gradient && job->accumulate ? g[i * fan_out + j] + sum : sum;
+            }
+        if (job->optimizer >= 0) N(update_tile)(job, k0, 0, 1, m * fan_out, g, 0, 0);
+        if (u == 0) N(bias_gradient)(job, 0, fan_out, flat);
+    }
+}
+
+static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptrdiff_t unit_end, void *scratch) {
+    const REAL *const *x = (const REAL *const *)job->input_rows;
+    const REAL *delta = job->delta;
+    N(scratch) s = N(split_scratch)(scratch);
+    if (N(gradient_is_narrow)(job->fan_in, job->fan_out)) {
+        N(gradient_narrow)(job, unit_begin, unit_end, s);
+        return;
+    }
+    const ptrdiff_t n_tiles = (job->fan_in + MR - 1) / MR;
+    for (ptrdiff_t u = unit_begin; u < unit_end; u++) {
+        ptrdiff_t group = u / n_tiles, q = u % n_tiles;
+        ptrdiff_t k0 = q * job->fan_in / n_tiles, k1 = (q + 1) * job->fan_in / n_tiles;
+        ptrdiff_t j0 = group * NG * NR, j1 = N(least)(j0 + NG * NR, job->fan_out);
+        REAL *g = job->gradient ? (REAL *)job->gradient + k0 * job->fan_out + j0 : s.work;
+        ptrdiff_t ldg = job->gradient ? job->fan_out : NG * NR;
+        for (ptrdiff_t j = j0; j < j1; j += NR) {
+            for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
+                N(tile_job) t = {N(least)(FNN_BLOCK, job->n_rows - r0), x + r0, k0, delta + r0 * job->ldd + j,
+                                 job->ldd, 0, g + (j - j0), ldg, r0 > 0 || (job->gradient && job->accumulate), 0};
+                N(run_tile)(&t, k1 - k0, N(least)(NR, j1 - j), N(COLS));
+            }
+        }
+        if (job->optimizer >= 0) N(update_tile)(job, k0, j0, k1 - k0, j1 - j0, g, ldg, job->fan_out);
+        if (q == 0) N(bias_gradient)(job, j0, j1, s.work);
+    }
+}

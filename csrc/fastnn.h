@@ -1,0 +1,147 @@
+/* fastnn: the interface between the C kernels and the Cython driver. The only header that Cython sees.
+ *
+ * A kernel table holds one pointer per slot of kernels.def, for one instruction set and one dtype. dispatch.c fills
+ * every slot with portable C and overwrites upward while the machine has more. */
+#ifndef FASTNN_H
+#define FASTNN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Law 1: products are summed in blocks of this many consecutive reduction indices. Changing it changes bits. */
+#define FNN_BLOCK 256
+
+/* Buffers that the driver plans are aligned to this many bytes: a cache line, and the widest vector. */
+#define FNN_ALIGN_BYTES 64
+
+enum fnn_dtype { FNN_F32, FNN_F64, FNN_N_DTYPES };
+
+#define ISA(name, present) FNN_ISA_##name,
+enum fnn_isa {
+#include "isas.def"
+    FNN_N_ISAS
+};
+#undef ISA
+
+#define ACTIVATION(name, needs_z, value, derivative) FNN_ACTIVATION_##name,
+enum fnn_activation {
+#include "activations.def"
+    FNN_ACTIVATION_softmax,
+    FNN_N_ACTIVATIONS
+};
+#undef ACTIVATION
+
+#define LOSS(name, link, value, gradient, logit_value, logit_gradient) FNN_LOSS_##name,
+enum fnn_loss_id {
+#include "losses.def"
+    FNN_N_LOSSES
+};
+#undef LOSS
+
+#define OPTIMIZER(name, n_slots, n_scalars, ...) FNN_OPTIMIZER_##name,
+enum fnn_optimizer {
+#include "optimizers.def"
+    FNN_N_OPTIMIZERS
+};
+#undef OPTIMIZER
+
+/* Functions of the `elementwise` slot, for tests and benchmarks of the vector mathematics. */
+enum fnn_function { FNN_FUNCTION_exp, FNN_FUNCTION_expm1, FNN_FUNCTION_log, FNN_FUNCTION_log1p, FNN_FUNCTION_tanh,
+                    FNN_FUNCTION_erf, FNN_FUNCTION_sigmoid, FNN_N_FUNCTIONS };
+
+/* Gradient of one dense layer to its weights and bias, with or without the optimizer's update fused.
+ *
+ *   G[k, j] = sum over r of input[r, k] * delta[r, j]          (fan_in, fan_out)
+ *   g[j]    = sum over r of delta[r, j]
+ *
+ * gradient == NULL: each tile is handed to the optimizer while it is in cache, and not kept.
+ * gradient != NULL: the sums are stored there (added to what is there, if accumulate) and, where optimizer >= 0, the
+ * weights are then updated from the total. */
+typedef struct {
+    const void *const *input_rows; /* n_rows pointers to fan_in values */
+    const void *delta;             /* (n_rows, fan_out), ldd elements from row to row */
+    ptrdiff_t ldd;
+    ptrdiff_t n_rows, fan_in, fan_out;
+    void *gradient, *bias_gradient;
+    int accumulate;
+    int optimizer; /* an fnn_optimizer, or -1 */
+    const double *scalars;
+    double l2;
+    void *weights, *weight_a, *weight_b; /* (fan_in, fan_out) parameters and state slots (NULL where not needed) */
+    void *bias, *bias_a, *bias_b;        /* (fan_out,) */
+} fnn_gradient;
+
+/* A loss on the output layer, and how targets are laid out. */
+typedef struct {
+    int loss, link; /* fnn_loss_id, fnn_activation */
+    double parameter;
+    ptrdiff_t n_outputs;
+    const int64_t *labels;       /* class of each sample, or NULL */
+    const void *targets;         /* (n_samples, n_outputs) of the dtype, where labels is NULL */
+    const double *sample_weight; /* (n_samples,) or NULL for ones */
+    double total_weight;         /* sum of the weights over the batch */
+} fnn_loss;
+
+#define SLOT(ret, name, args) ret(*name) args;
+typedef struct fnn_kernels {
+#include "kernels.def"
+} fnn_kernels;
+#undef SLOT
+
+/* --- dispatch.c ------------------------------------------------------------------------------------------------ */
+int fnn_isa_count(void);
+const char *fnn_isa_name(int isa);
+int fnn_isa_available(int isa);
+/* The best instruction set that the machine has. */
+int fnn_isa_best(void);
+const fnn_kernels *fnn_kernels_for(int isa, int dtype);
+const char *fnn_activation_name(int activation); /* NULL past the end; softmax is the last */
+int fnn_activation_needs_z(int activation);
+const char *fnn_loss_name(int loss);
+const char *fnn_optimizer_name(int optimizer);
+int fnn_optimizer_slots(int optimizer);
+int fnn_optimizer_scalars(int optimizer);
+/* Bytes of scratch that any kernel may use for layers up to this wide. */
+size_t fnn_scratch_bytes(ptrdiff_t max_width);
+/* Elements from one row to the next of a buffer `width` wide: whole cache lines, an odd number of them, so that the
+ * rows of a column do not share a cache set. */
+ptrdiff_t fnn_row_stride(ptrdiff_t width, ptrdiff_t item_bytes);
+/* a * b for sizes; -1 where it does not fit in a ptrdiff_t. */
+ptrdiff_t fnn_size_product(ptrdiff_t a, ptrdiff_t b);
+
+/* --- gather.c: arrays as they come ------------------------------------------------------------------------------ */
+enum fnn_kind { FNN_KIND_F32, FNN_KIND_F64, FNN_KIND_I8, FNN_KIND_I16, FNN_KIND_I32, FNN_KIND_I64, FNN_KIND_U8,
+                FNN_KIND_U16, FNN_KIND_U32, FNN_KIND_U64, FNN_N_KINDS };
+
+/* A two-dimensional array in the caller's memory: any kind, any strides (in bytes, may be negative). */
+typedef struct {
+    const char *data;
+    ptrdiff_t n_rows, n_cols, row_stride_bytes, col_stride_bytes;
+    int kind;
+} fnn_array;
+
+/* dst[i, :] = x[samples[i], :] converted to the dtype (samples NULL: rows first, first + 1, ...). ldd in elements. */
+void fnn_gather(const fnn_array *x, const ptrdiff_t *samples, ptrdiff_t first, ptrdiff_t n_rows, int dtype, void *dst,
+                ptrdiff_t ldd);
+/* First row from `begin` (below `end`) with a value that is not finite in the dtype; `end` where all are. */
+ptrdiff_t fnn_first_bad_row(const fnn_array *x, ptrdiff_t begin, ptrdiff_t end, int dtype);
+/* Whether kernels may read the rows of x in place. */
+int fnn_in_place(const fnn_array *x, int dtype);
+
+/* --- threads.c --------------------------------------------------------------------------------------------------- */
+/* Meeting point of the threads of one fnn_run. */
+typedef struct fnn_barrier fnn_barrier;
+typedef void (*fnn_task)(void *context, int thread, int n_threads, fnn_barrier *barrier);
+
+/* Runs task(context, t, n, barrier) for t = 0..n-1, t = 0 on the caller, and returns when all have. n <= n_threads:
+ * fewer where threads cannot be had. No thread outlives the call. may_spin says that each thread has a core, so that
+ * waiting a few microseconds awake is worth it. */
+void fnn_run(fnn_task task, void *context, int n_threads, int may_spin);
+/* Returns when all n threads have called it. What each wrote before is seen by all after. */
+void fnn_barrier_wait(fnn_barrier *barrier);
+/* A flag that another thread may set at any time. */
+int fnn_flag_get(const int32_t *flag);
+/* Seconds on a clock that never goes back. */
+double fnn_seconds(void);
+
+#endif

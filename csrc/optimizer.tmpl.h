@@ -1,0 +1,67 @@
+/* Optimizers: the update of a block of parameters from its gradient, and the passes over whole gradients.
+ *
+ * The gradient that an optimizer sees is scale * (gradient + l2 * w). Parameters, state slots: n_rows rows of n_cols
+ * values, ldw elements apart; the gradient likewise with ldg. Lanes are independent: any split gives the same bits. */
+
+#define H(k) h[k]
+#define OPTIMIZER(name, n_slots, n_scalars, ...)                                                                       \
+    case FNN_OPTIMIZER_##name: {                                                                                       \
+        V h[n_scalars];                                                                                                \
+        for (int k = 0; k < n_scalars; k++) h[k] = K(scalars[k]);                                                      \
+        for (ptrdiff_t r = 0; r < n_rows; r++)                                                                         \
+            for (ptrdiff_t i = 0; i < n_cols; i += LANES) {                                                            \
+                ptrdiff_t m = n_cols - i, at = r * ldw + i;                                                            \
+                V w = N(load_n)(weights + at, m);                                                                      \
+                V g = FMA(penalty, w, N(load_n)(gradient + r * ldg + i, m)) * factor;                                  \
+                V a = n_slots > 0 ? N(load_n)(slot_a + at, m) : (V){0};                                                \
+                V b = n_slots > 1 ? N(load_n)(slot_b + at, m) : (V){0};                                                \
+                __VA_ARGS__                                                                                            \
+                N(store_n)(weights + at, w, m);                                                                        \
+                if (n_slots > 0) N(store_n)(slot_a + at, a, m);                                                        \
+                if (n_slots > 1) N(store_n)(slot_b + at, b, m);                                                        \
+            }                                                                                                          \
+        break;                                                                                                         \
+    }
+
+static void N(update)(int optimizer, const double *scalars, double l2, double scale, ptrdiff_t n_rows,
+                      ptrdiff_t n_cols, const void *gradient_, ptrdiff_t ldg, void *weights_, void *a_, void *b_,
+                      ptrdiff_t ldw) {
+    const REAL *gradient = gradient_;
+    REAL *weights = weights_, *slot_a = a_, *slot_b = b_;
+    const V penalty = K(l2), factor = K(scale);
+    switch (optimizer) {
+#include "optimizers.def"
+    }
+}
+#undef OPTIMIZER
+#undef H
+
+/* sum of x^2 in float64: eight chains over the indices modulo 8, added pairwise, whatever the vector width. */
+static double N(sum_of_squares)(ptrdiff_t n, const void *x_) {
+    const REAL *x = x_;
+    double s[8] = {0};
+    ptrdiff_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int q = 0; q < 8; q++) s[q] += (double)x[i + q] * (double)x[i + q];
+    for (int q = 0; i < n; i++, q++) s[q] += (double)x[i] * (double)x[i];
+    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+}
+
+/* y += scale * x */
+static void N(add_scaled)(ptrdiff_t n, double scale, const void *x_, void *y_) {
+    const REAL *x = x_;
+    REAL *y = y_;
+    const V factor = K(scale);
+    for (ptrdiff_t i = 0; i < n; i += LANES)
+        N(store_n)(y + i, FMA(factor, N(load_n)(x + i, n - i), N(load_n)(y + i, n - i)), n - i);
+}
+
+/* Whether every value is finite: x * 0 is NaN for the others. */
+static int N(all_finite)(ptrdiff_t n, const void *x_) {
+    const REAL *x = x_;
+    V sum = {0};
+    for (ptrdiff_t i = 0; i < n; i += LANES) sum = FMA(N(load_n)(x + i, n - i), K(0), sum);
+    REAL total = 0;
+    for (ptrdiff_t l = 0; l < LANES; l++) total += sum[l];
+    return total == 0;
+}

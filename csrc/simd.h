@@ -1,0 +1,150 @@
+/* Vectors of REAL for the instruction set and dtype being compiled. Included once per (isa_*.c, dtype) by
+ * kernels.tmpl.h, which defines REAL, IS_FLOAT and N(name); isa_*.c defines FNN_LEVEL_x and VECTOR_BYTES.
+ *
+ * Everything is written on GNU vector types; intrinsics stand only where C has no operator: fused multiply-add, square
+ * root, partial loads and stores. The instruction sets with FMA therefore compute the same bits, lane by lane. */
+
+#define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
+#if IS_FLOAT
+#define BITS uint32_t
+#define SBITS int32_t
+#else
+#define BITS uint64_t
+#define SBITS int64_t
+#endif
+
+typedef REAL N(vec) __attribute__((vector_size(VECTOR_BYTES)));
+typedef REAL N(uvec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef BITS N(bits) __attribute__((vector_size(VECTOR_BYTES)));
+typedef SBITS N(sbits) __attribute__((vector_size(VECTOR_BYTES)));
+#define V N(vec)
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define FMA(a, b, c) N(fma)(a, b, c)
+#define SQRT(a) N(sqrt)(a)
+#define SEL(mask, a, b) N(select)((N(sbits))(mask), a, b)
+#define ABS(a) N(abs)(a)
+#define SIGN(a) N(sign)(a)
+#define CLIP(a, lo, hi) N(clip)(a, lo, hi)
+#define SEL_NUMBER(a, b) N(select_number)(a, b)
+#define K(c) N(splat)((REAL)(c))
+
+/* x - 0 keeps the sign of zero, where 0 + x would not. */
+INLINE V N(splat)(REAL x) {
+    return x - (V){0};
+}
+INLINE V N(load)(const REAL *p) {
+    return *(const N(uvec) *)p;
+}
+INLINE void N(store)(REAL *p, V x) {
+    *(N(uvec) *)p = x;
+}
+INLINE V N(select)(N(sbits) mask, V a, V b) {
+    return (V)((mask & (N(sbits))a) | (~mask & (N(sbits))b));
+}
+INLINE V N(abs)(V a) {
+    return (V)((N(bits))a & ((N(bits)){0} + (~(BITS)0 >> 1)));
+}
+/* -1, 0 or 1; NaN stays NaN. */
+INLINE V N(sign)(V a) {
+    return SEL(a > K(0), K(1), SEL(a < K(0), K(-1), a * K(0)));
+}
+/* NaN stays NaN: both comparisons are false. */
+INLINE V N(clip)(V a, V lo, V hi) {
+    a = SEL(a < lo, lo, a);
+    return SEL(a > hi, hi, a);
+}
+INLINE V N(select_number)(V a, V b) {
+    return SEL(a != a, a, b);
+}
+
+#if defined(FNN_LEVEL_AVX2) && IS_FLOAT
+#define FNN_X86(op) _mm256_##op##_ps
+#elif defined(FNN_LEVEL_AVX2)
+#define FNN_X86(op) _mm256_##op##_pd
+#elif defined(FNN_LEVEL_AVX512) && IS_FLOAT
+#define FNN_X86(op) _mm512_##op##_ps
+#elif defined(FNN_LEVEL_AVX512)
+#define FNN_X86(op) _mm512_##op##_pd
+#elif defined(FNN_LEVEL_NEON) && IS_FLOAT
+#define FNN_ARM(op) op##_f32
+#elif defined(FNN_LEVEL_NEON)
+#define FNN_ARM(op) op##_f64
+#endif
+
+/* a * b + c, rounded once; the baseline has no such instruction and rounds twice. */
+INLINE V N(fma)(V a, V b, V c) {
+#if defined(FNN_X86)
+    return (V)FNN_X86(fmadd)(a, b, c);
+#elif defined(FNN_ARM)
+    return FNN_ARM(vfmaq)(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE V N(sqrt)(V a) {
+#if defined(FNN_X86)
+    return (V)FNN_X86(sqrt)(a);
+#elif defined(FNN_ARM)
+    return FNN_ARM(vsqrtq)(a);
+#elif defined(__SSE2__) && IS_FLOAT
+    return (V)_mm_sqrt_ps(a);
+#elif defined(__SSE2__)
+    return (V)_mm_sqrt_pd(a);
+#else
+    for (ptrdiff_t i = 0; i < LANES; i++) a[i] = IS_FLOAT ? (REAL)__builtin_sqrtf((float)a[i]) : (REAL)__builtin_sqrt(a[i]);
+    return a;
+#endif
+}
+
+/* The first n (1..LANES - 1) values at p, zeros after them; nothing beyond them is touched. */
+INLINE V N(load_part)(const REAL *p, ptrdiff_t n) {
+#if defined(FNN_LEVEL_AVX512) && IS_FLOAT
+    return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(FNN_LEVEL_AVX512)
+    return (V)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif defined(FNN_LEVEL_AVX2)
+    static const SBITS mask[2 * VECTOR_BYTES / sizeof(REAL)] = {-1, -1, -1, -1,
+#if IS_FLOAT
+                                                                -1, -1, -1, -1
+#endif
+    };
+    return (V)FNN_X86(maskload)(p, _mm256_loadu_si256((const __m256i *)(mask + LANES - n)));
+#else
+    V x = {0};
+    for (ptrdiff_t i = 0; i < LANES - 1; i++)
+        if (i < n) x[i] = p[i];
+    return x;
+#endif
+}
+
+INLINE void N(store_part)(REAL *p, V x, ptrdiff_t n) {
+#if defined(FNN_LEVEL_AVX512) && IS_FLOAT
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
+#elif defined(FNN_LEVEL_AVX512)
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), x);
+#elif defined(FNN_LEVEL_AVX2)
+    static const SBITS mask[2 * VECTOR_BYTES / sizeof(REAL)] = {-1, -1, -1, -1,
+#if IS_FLOAT
+                                                                -1, -1, -1, -1
+#endif
+    };
+    FNN_X86(maskstore)(p, _mm256_loadu_si256((const __m256i *)(mask + LANES - n)), x);
+#else
+    for (ptrdiff_t i = 0; i < LANES - 1; i++)
+        if (i < n) p[i] = x[i];
+#endif
+}
+
+/* n values (1..LANES). */
+INLINE V N(load_n)(const REAL *p, ptrdiff_t n) {
+    return n >= LANES ? N(load)(p) : N(load_part)(p, n);
+}
+INLINE void N(store_n)(REAL *p, V x, ptrdiff_t n) {
+    if (n >= LANES)
+        N(store)(p, x);
+    else
+        N(store_part)(p, x, n);
+}
