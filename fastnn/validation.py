@@ -140,13 +140,15 @@ def check_seed(seed: Any, name: str = "seed") -> int | None:
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     """float32 or float64 in native byte order."""
-    try:
-        result = np.dtype(dtype)
-    except TypeError:
-        result = None
-    if dtype is None or result not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"{name} must be float32 or float64, got {dtype!r}")
-    return result
+    if dtype is not None:  # which NumPy takes for float64
+        try:
+            result = np.dtype(dtype)
+        except TypeError:
+            pass
+        else:
+            if result in (np.float32, np.float64):
+                return result
+    raise ValueError(f"{name} must be float32 or float64, got {dtype!r}")
 
 
 def check_path(path: Any, name: str = "path") -> str:
