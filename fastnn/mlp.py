@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastnn.backends import get_backend
+from fastnn.backends import BACKENDS, get_backend
 from fastnn.backends.base import Backend
 from fastnn.persistence import Section, Tensors, read_file, write_file
 from fastnn.plan import Plan, check_memory
 from fastnn.preprocessing import Preprocessing
-from fastnn.tables.activations import ACTIVATIONS
 from fastnn.tables.losses import LossRow, encode_targets, resolve_loss
 from fastnn.threads import resolve_n_threads
 from fastnn.validation import (
@@ -25,11 +23,25 @@ from fastnn.validation import (
     check_out,
     check_real,
     check_sample_weight,
-    check_seed,
     check_X,
+    resolve_seed,
 )
 
-__all__ = ["INITIALIZATIONS", "MLP", "check_data", "draw_seed"]
+__all__ = ["INITIALIZATIONS", "MLP", "check_data"]
+
+# Variance of a weight, by the units that feed it and those that it feeds.
+_VARIANCES: dict[str, Callable[[int, int], float]] = {
+    "he": lambda fan_in, fan_out: 2.0 / fan_in,
+    "glorot": lambda fan_in, fan_out: 2.0 / (fan_in + fan_out),
+    "lecun": lambda fan_in, fan_out: 1.0 / fan_in,
+}
+INITIALIZATIONS = (
+    "auto",
+    *(f"{scheme}_{shape}" for scheme in _VARIANCES for shape in ("uniform", "normal")),
+    "zeros",
+)
+_RELU_KIN = {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "mish"}
+_DRAW_ELEMS = 1 << 18  # weights drawn at once, in float64
 
 
 class MLP:
@@ -123,7 +135,7 @@ class MLP:
             (dropout,) * n_hidden if np.ndim(dropout) == 0 else dropout,  # type: ignore[arg-type]
         )
         check_choice(init, "init", INITIALIZATIONS)
-        seed = draw_seed(seed)
+        seed = resolve_seed(seed)
         engine = get_backend(check_choice(backend, "backend", BACKENDS))
         check_memory(plan.n_bytes, f"layer_sizes={list(plan.layer_sizes)}")
         parameters = np.empty(plan.n_parameters, plan.dtype)
@@ -373,7 +385,7 @@ class MLP:
                 section.take("output", str),
                 section.take("dropout", list),
             )
-            seed = draw_seed(section.take("seed", int))
+            seed = resolve_seed(section.take("seed", int))
             sources = [
                 (
                     tensors.take(f"layer.{i}.weight", plan.layer_sizes[i : i + 2], plan.dtype),
@@ -424,6 +436,34 @@ class MLP:
         )
 
 
+def _draw_parameters(
+    plan: Plan, weights: list[np.ndarray], biases: list[np.ndarray], init: str, seed: int
+) -> None:
+    """Fill the layers in order from one stream; drawn in float64, so dtypes see the same numbers."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    for W, b, follower in zip(weights, biases, (*plan.activations, plan.output), strict=True):
+        b[:] = 0
+        scheme, _, shape = (_auto_init(follower) if init == "auto" else init).partition("_")
+        if scheme == "zeros":
+            W[:] = 0
+            continue
+        deviation = _VARIANCES[scheme](*W.shape) ** 0.5
+        limit = 3.0**0.5 * deviation  # of the uniform distribution with that deviation
+        flat = W.reshape(-1)
+        for at in range(0, flat.size, _DRAW_ELEMS):
+            size = min(_DRAW_ELEMS, flat.size - at)
+            if shape == "uniform":
+                flat[at : at + size] = generator.uniform(-limit, limit, size)
+            else:
+                flat[at : at + size] = generator.normal(0.0, deviation, size)
+
+
+def _auto_init(activation: str) -> str:
+    if activation in _RELU_KIN:
+        return "he_uniform"
+    return "lecun_normal" if activation == "selu" else "glorot_uniform"
+
+
 def _predict(
     backend: Backend, plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray | None
 ) -> np.ndarray:
@@ -469,9 +509,3 @@ def check_data(
     y = encode_targets(loss, y, len(X), plan.n_outputs, plan.dtype, name=names[1])
     weight = check_sample_weight(sample_weight, len(X), names[2], allow_all_zero=allow_all_zero)
     return X, y, weight
-
-
-def draw_seed(seed: int | None) -> int:
-    """`seed`, or a fresh one of 64 bits."""
-    checked = check_seed(seed)
-    return int.from_bytes(os.urandom(8), "little") if checked is None else checked

@@ -30,8 +30,8 @@ __all__ = [
     "check_path",
     "check_real",
     "check_sample_weight",
-    "check_seed",
     "describe",
+    "resolve_seed",
 ]
 
 NATIVE_DTYPES = frozenset(
@@ -133,9 +133,11 @@ def check_choice(value: Any, name: str, choices: Iterable[str]) -> str:
     return str(value)
 
 
-def check_seed(seed: Any, name: str = "seed") -> int | None:
-    """None, or an integer in ``0..2**64 - 1``."""
-    return None if seed is None else check_int(seed, name, low=0, high=2**64 - 1)
+def resolve_seed(seed: Any, name: str = "seed") -> int:
+    """An integer in ``0..2**64 - 1``; None draws a fresh one."""
+    if seed is None:
+        return int.from_bytes(os.urandom(8), "little")
+    return check_int(seed, name, low=0, high=2**64 - 1)
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype:

@@ -18,8 +18,8 @@ from fastnn.validation import (
     check_path,
     check_real,
     check_sample_weight,
-    check_seed,
     check_X,
+    resolve_seed,
 )
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
@@ -90,11 +90,11 @@ def test_choice():
 
 
 def test_seed():
-    assert check_seed(None) is None
-    assert check_seed(2**64 - 1) == 2**64 - 1
+    assert resolve_seed(np.uint64(2**64 - 1)) == 2**64 - 1  # case B10
+    assert resolve_seed(None) != resolve_seed(None)
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match="seed must be"):
-            check_seed(seed)
+            resolve_seed(seed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", np.float32, F32, "f4"])

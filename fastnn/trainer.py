@@ -1,0 +1,575 @@
+"""Training: epochs over shuffled batches, whose state can be saved and continued at any point."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from fastnn import rng
+from fastnn.backends import BACKENDS, get_backend
+from fastnn.backends.base import StopFlag, TrainJob
+from fastnn.callbacks import Callback
+from fastnn.errors import DivergenceError, ModelFormatError
+from fastnn.history import History
+from fastnn.mlp import MLP, check_data
+from fastnn.persistence import Section, Tensors, read_file, write_file
+from fastnn.plan import check_memory
+from fastnn.schedules import resolve_schedule
+from fastnn.tables.losses import LossRow, resolve_loss
+from fastnn.tables.optimizers import LBFGS, Optimizer, resolve_optimizer
+from fastnn.threads import resolve_n_threads
+from fastnn.validation import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_real,
+    resolve_seed,
+)
+
+__all__ = ["Trainer"]
+
+# Epochs that go to the backend in one call: enough that Python costs nothing, few enough that the
+# drawn orders (32 MB) and the scalars of the steps (tens of MB) stay small beside the data.
+MAX_CHUNK_INDICES = 1 << 22
+MAX_CHUNK_STEPS = 1 << 20
+
+# Streams of the dropout masks: `fit` counts epochs and rows, `step` counts its own calls.
+FIT_STREAM = 2
+STEP_STREAM = 3
+
+Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+
+
+class Trainer:
+    """Fits a model to data, and knows where it stands.
+
+    Parameters
+    ----------
+    model : MLP
+        Changed in place.
+    loss : str or loss object, optional
+        By default the natural one of the output: cross_entropy for softmax, binary_cross_entropy
+        for sigmoid, poisson for exp, else squared_error.
+    optimizer : str or optimizer object, default "adam"
+    batch_size : int or "full", default 32
+        Rows per update; the last batch of an epoch may be shorter. LBFGS always takes all rows.
+    shuffle : bool, default True
+        Draw a new order of the rows for every epoch. A batch of all rows needs none.
+    l2 : float, default 0.0
+        Adds ``l2 / 2 * sum(W**2)`` to the objective, biases left out, whatever the batch size.
+        Reported losses do not contain it.
+    clip_norm : float, optional
+        Scales the gradient down where its norm is larger.
+    schedule : schedule object or callable, optional
+        The learning rate of each step, counted from 0; by default the optimizer's.
+    seed : int, optional
+        Of the orders and the dropout masks, ``0 <= seed < 2**64``. By default a fresh one is
+        drawn, and kept.
+    n_threads : int, optional
+        By default FASTNN_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process. The
+        results do not depend on it.
+
+    Attributes
+    ----------
+    model : MLP
+    epoch : int
+        Epochs finished.
+    n_steps : int
+        Updates made.
+    rate_factor : float
+        Multiplies every learning rate; 1 until `ReduceOnPlateau` or you lower it.
+    history : History
+        All epochs of this trainer's life.
+    seed : int
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of the wrong type or value, or two that do not go together.
+
+    Warns
+    -----
+    UserWarning
+        A hidden layer has the activation "step", whose derivative is 0: what feeds it cannot
+        learn.
+
+    Notes
+    -----
+    k calls of `fit` with one epoch and one call with k epochs give the same bits; so do a trainer
+    that was saved and loaded in between, and any number of threads. One training changes a model
+    at a time: a second one, from another thread or from a callback, raises RuntimeError.
+
+    Examples
+    --------
+    >>> trainer = fastnn.Trainer(model, optimizer=fastnn.Adam(learning_rate=3e-3), seed=0)
+    >>> history = trainer.fit(X, y, epochs=20, validation_data=(X_val, y_val))
+    """
+
+    def __init__(
+        self,
+        model: MLP,
+        *,
+        loss: str | LossRow | None = None,
+        optimizer: str | Optimizer = "adam",
+        batch_size: int | str = 32,
+        shuffle: bool = True,
+        l2: float = 0.0,
+        clip_norm: float | None = None,
+        schedule: Callable[[int], float] | None = None,
+        seed: int | None = None,
+        n_threads: int | None = None,
+    ) -> None:
+        if not isinstance(model, MLP):
+            raise TypeError(f"model must be an MLP, got {type(model).__name__}")
+        plan = model.plan
+        self._model = model
+        self._loss = resolve_loss(loss, plan.output)
+        self._optimizer = resolve_optimizer(optimizer)
+        self._batch_size = (
+            check_choice(batch_size, "batch_size", ["full"])
+            if isinstance(batch_size, str)
+            else check_int(batch_size, "batch_size", low=1)
+        )
+        self._shuffle = check_flag(shuffle, "shuffle")
+        self._l2 = check_real(l2, "l2", low=0.0)
+        self._clip_norm = (
+            None if clip_norm is None else check_real(clip_norm, "clip_norm", low=0, low_open=True)
+        )
+        self._schedule = schedule
+        self._seed = resolve_seed(seed)
+        self._n_threads = None if n_threads is None else resolve_n_threads(n_threads)
+        self._check_combination()
+        if "step" in plan.activations:
+            warnings.warn(
+                "a hidden layer has the activation 'step', whose derivative is 0 everywhere: the "
+                "layers before it will not learn",
+                UserWarning,
+                stacklevel=2,
+            )
+        n_bytes = self._optimizer.n_slots * plan.n_bytes
+        check_memory(n_bytes, f"the state of {self._optimizer!r}")
+        self._slots = np.zeros((self._optimizer.n_slots, plan.n_parameters), plan.dtype)
+        self._optimizer.init_slots(self._slots)
+        self._counters = self._optimizer.init_counters()
+        self._epoch = 0
+        self._n_steps = 0
+        self._n_step_calls = 0
+        self.rate_factor = 1.0
+        self.history = History()
+        self._stop = StopFlag()
+        self._thread: int | None = None
+
+    def _check_combination(self) -> None:
+        """Raise for settings that LBFGS cannot follow."""
+        if not isinstance(self._optimizer, LBFGS):
+            return
+        for name, set_ in (
+            ("clip_norm", self._clip_norm is not None),
+            ("schedule", self._schedule is not None),
+            ("dropout", any(self._model.plan.dropout)),
+        ):
+            if set_:
+                raise ValueError(
+                    f"LBFGS searches along a line on the exact objective and knows no {name}: "
+                    f"leave {name} out, or take another optimizer"
+                )
+
+    @property
+    def model(self) -> MLP:
+        return self._model
+
+    @property
+    def loss(self) -> LossRow:
+        return self._loss
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._optimizer
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def n_steps(self) -> int:
+        return self._n_steps
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
+    @property
+    def rate_factor(self) -> float:
+        return self._rate_factor
+
+    @rate_factor.setter
+    def rate_factor(self, factor: float) -> None:
+        self._rate_factor = check_real(factor, "rate_factor", low=0.0)
+
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({self._model!r}, loss={self._loss.name!r}, optimizer={self._optimizer!r}, "
+            f"epoch={self._epoch})"
+        )
+
+    # Training ---------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        epochs: int,
+        sample_weight: Any = None,
+        validation_data: tuple[Any, ...] | None = None,
+        callbacks: Iterable[Callback] = (),
+        progress: bool = False,
+    ) -> History:
+        """Train for some epochs more, from where the trainer stands.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Read in place where it can be (see `fastnn.validation.check_X`).
+        y : array-like of shape (n_samples, n_outputs), or (n_samples,)
+            Targets; labels for cross_entropy.
+        epochs : int
+            How many more.
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative, not all zero. A batch whose weights are all zero moves nothing.
+        validation_data : tuple (X, y) or (X, y, sample_weight), optional
+            Its loss is taken after every epoch.
+        callbacks : iterable
+            Called after every epoch; see `fastnn.callbacks`.
+        progress : bool, default False
+            Show a progress bar.
+
+        Returns
+        -------
+        History
+            The epochs of this call. ``trainer.history`` has all.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, shape or value; nothing has changed.
+        DivergenceError
+            The loss or a parameter is no longer finite. Parameters and optimizer are back at the
+            start of that epoch.
+        KeyboardInterrupt
+            Ctrl-C. The parameters are those after a whole step; the epoch it came in will begin
+            anew.
+        RuntimeError
+            The model is being trained already, by another thread or by the caller of a callback.
+        """
+        epochs = check_int(epochs, "epochs", low=0)
+        progress = check_flag(progress, "progress")
+        callbacks = _check_callbacks(callbacks)
+        data = check_data(self._model.plan, self._loss, X, y, sample_weight)
+        validation = self._check_validation_data(validation_data)
+        n_threads = resolve_n_threads(self._n_threads)
+        run = self._run_lbfgs if isinstance(self._optimizer, LBFGS) else self._run_epochs
+        watched = bool(callbacks) or progress or validation is not None
+        history = History()
+
+        with self._training(), _progress_bar(epochs, progress) as show:
+            keys = {"epoch", "loss", "learning_rate", "seconds"}
+            if validation is not None:
+                keys.add("validation_loss")
+            for callback in callbacks:
+                if hasattr(callback, "on_fit_begin"):
+                    callback.on_fit_begin(self, keys)
+            while len(history) < epochs and not self._stop.is_set():
+                n_before = len(history)
+                run(data, 1 if watched else epochs - n_before, n_threads, history)
+                if not watched or len(history) == n_before:
+                    continue
+                logs = {"epoch": self._epoch, **history.last()}
+                if validation is not None:
+                    loss = self._loss_on(validation, n_threads)
+                    logs["validation_loss"] = loss
+                    for record in (history, self.history):
+                        record.amend(validation_loss=loss)
+                show(logs)
+                for callback in callbacks:
+                    callback.on_epoch_end(self, logs)
+            for callback in callbacks:
+                if hasattr(callback, "on_fit_end"):
+                    callback.on_fit_end(self)
+        return history
+
+    def step(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """One update on exactly these rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples, n_outputs), or (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative. Weights that are all zero move nothing.
+
+        Returns
+        -------
+        float
+            The loss of these rows before the update, with this step's dropout, without the l2
+            term; 0 where all weights are zero.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, shape or value; nothing has changed.
+        DivergenceError
+            The loss or a parameter is no longer finite; nothing has changed.
+        RuntimeError
+            The model is being trained already.
+        """
+        if isinstance(self._optimizer, LBFGS):
+            raise ValueError("LBFGS makes no single steps: use fit, one iteration is one epoch")
+        data = check_data(
+            self._model.plan, self._loss, X, y, sample_weight, allow_all_zero=True
+        )
+        weight = data[2]
+        if weight is not None and not weight.any():
+            return 0.0
+        with self._training():
+            losses = History()
+            self._train(
+                data,
+                n_epochs=1,
+                batch_size=len(data[0]),
+                orders=None,
+                stream=STEP_STREAM,
+                n_threads=resolve_n_threads(self._n_threads),
+                history=losses,
+            )
+        return float(losses.loss[0])
+
+    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The loss, without dropout and without the l2 term.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples, n_outputs), or (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+            Not negative, not all zero.
+
+        Returns
+        -------
+        float
+            The weighted mean over the rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument of the wrong type, shape or value.
+        """
+        data = check_data(self._model.plan, self._loss, X, y, sample_weight)
+        return self._loss_on(data, resolve_n_threads(self._n_threads))
+
+    def stop(self) -> None:
+        """End the running `fit` at the next whole step; from any thread, or from a callback.
+
+        The epoch it came in begins anew with the next `fit`. Nothing happens where nothing runs.
+        """
+        self._stop.set()
+
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Hold the model, so that nobody else changes it."""
+        if not self._model._training.acquire(blocking=False):
+            raise RuntimeError(
+                "this model is being trained already, by another thread or by the fit that called "
+                "this callback: wait for it, or train a copy (model.copy())"
+            )
+        try:
+            self._stop.clear()
+            self._thread = threading.get_ident()
+            yield
+        finally:
+            self._thread = None
+            self._model._training.release()
+
+    def _run_epochs(self, data: Data, n_epochs: int, n_threads: int, history: History) -> None:
+        """Train for up to `n_epochs`, in one call of the backend."""
+        n = len(data[0])
+        batch_size = n if self._batch_size == "full" else min(int(self._batch_size), n)
+        n_batches = -(-n // batch_size)
+        n_epochs = max(1, min(n_epochs, MAX_CHUNK_INDICES // n, MAX_CHUNK_STEPS // n_batches))
+        orders = None
+        if self._shuffle and n_batches > 1:
+            orders = np.empty((n_epochs, n), np.int64)
+            for i in range(n_epochs):
+                orders[i] = rng.permutation(n, self._seed, self._epoch + i)
+        self._train(
+            data,
+            n_epochs=n_epochs,
+            batch_size=batch_size,
+            orders=orders,
+            stream=FIT_STREAM,
+            n_threads=n_threads,
+            history=history,
+        )
+
+    def _train(
+        self,
+        data: Data,
+        *,
+        n_epochs: int,
+        batch_size: int,
+        orders: np.ndarray | None,
+        stream: int,
+        n_threads: int,
+        history: History,
+    ) -> None:
+        """One call of the backend, and the books after it: both happen, or neither."""
+        X, y, weight = data
+        n_batches = -(-len(X) // batch_size)
+        rates = self._rates(n_epochs * n_batches)
+        scalars, counters = self._optimizer.step_scalars(self._counters, rates)
+        job = TrainJob(
+            X=X,
+            y=y,
+            weight=weight,
+            loss=self._loss,
+            optimizer=self._optimizer,
+            scalars=scalars,
+            orders=orders,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            l2=self._l2,
+            clip_norm=self._clip_norm,
+            dropout_seed=self._seed,
+            dropout_stream=stream,
+            first_epoch=self._epoch if stream == FIT_STREAM else self._n_step_calls,
+            n_threads=n_threads,
+            stop=self._stop,
+        )
+        backend = get_backend(self._model.backend)
+        with _interrupts_stop(self._stop):
+            result = backend.train(self._model.plan, self._model.parameters, self._slots, job)
+            n_done = result.epochs_done
+            # A diverged epoch was undone as a whole; of a stopped one the steps made count.
+            n_steps = n_done * n_batches if result.status == "diverged" else result.steps_done
+            if n_steps < len(rates):
+                counters = self._optimizer.step_scalars(self._counters, rates[:n_steps])[1]
+            self._counters = counters
+            self._n_steps += n_steps
+            columns = {
+                "loss": result.losses,
+                "learning_rate": rates[n_batches - 1 :: n_batches][:n_done],
+                "seconds": result.seconds,
+            }
+            history.extend(**columns)
+            if stream == FIT_STREAM:
+                self._epoch += n_done
+                self.history.extend(**columns)
+            else:
+                self._n_step_calls += n_done
+        if result.exception is not None:
+            raise result.exception
+        if result.status == "diverged":
+            raise self._divergence(result.batch, history)
+
+    def _rates(self, n_steps: int) -> np.ndarray:
+        """The learning rates of the next steps, float64 (n_steps,)."""
+        rates = resolve_schedule(self._schedule, self._optimizer.learning_rate)(
+            np.arange(self._n_steps, self._n_steps + n_steps)
+        )
+        return rates * self._rate_factor
+
+    def _divergence(self, batch: int, history: History) -> DivergenceError:
+        return DivergenceError(
+            f"the loss or a parameter is no longer finite in epoch {self._epoch}, batch {batch} "
+            "(counted from 0); the model is back at the start of that epoch. Try a lower "
+            "learning rate, clip_norm, or features of the size of 1",
+            self._epoch,
+            batch,
+            history,
+        )
+
+    def _loss_on(self, data: Data, n_threads: int) -> float:
+        model = self._model
+        return get_backend(model.backend).loss(
+            model.plan, model.parameters, *data, self._loss, n_threads
+        )
+
+    def _check_validation_data(self, validation_data: Any) -> Data | None:
+        if validation_data is None:
+            return None
+        if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
+            raise TypeError("validation_data must be a tuple (X, y) or (X, y, sample_weight)")
+        X, y, weight = (*validation_data, None)[:3]
+        names = tuple(f"validation {name}" for name in ("X", "y", "sample_weight"))
+        return check_data(self._model.plan, self._loss, X, y, weight, names=names)
+
+
+@contextlib.contextmanager
+def _interrupts_stop(stop: StopFlag) -> Iterator[None]:
+    """Let Ctrl-C end the work in here at a whole step, and raise when it is in the books.
+
+    A KeyboardInterrupt can come up between any two instructions, also between the last update and
+    the counters that belong to it. Only Python's own handler is replaced: one of the user's runs
+    when it comes, and a backend that sees it raise ends at a whole step too.
+    """
+    own = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not own:
+        yield
+        return
+    interrupted = False
+
+    def handler(signum: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        stop.set()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _progress_bar(
+    epochs: int, progress: bool
+) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """A function that shows an epoch; with a bar on the screen where one is wanted."""
+    if not progress:
+        yield lambda logs: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=epochs, unit="epoch") as bar:
+
+        def show(logs: Mapping[str, float]) -> None:
+            shown = {k: v for k, v in logs.items() if k in ("loss", "validation_loss")}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+
+        yield show
+
+
+def _check_callbacks(callbacks: Any) -> list[Callback]:
+    try:
+        callbacks = list(callbacks)
+    except TypeError:
+        raise TypeError(
+            f"callbacks must be a list, got {type(callbacks).__name__}: use callbacks=[...]"
+        ) from None
+    for callback in callbacks:
+        if not callable(getattr(callback, "on_epoch_end", None)):
+            raise TypeError(f"callback {callback!r} has no method on_epoch_end(trainer, logs)")
+    return callbacks
