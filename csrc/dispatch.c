@@ -68,6 +68,26 @@ const fnn_kernels *fnn_kernels_for(int isa, int dtype) {
     return fnn_isa_available(isa) ? tables[isa][dtype] : 0;
 }
 
+#define SLOT(ret, name, args) {#name, offsetof(fnn_kernels, name)},
+static const struct {
+    const char *name;
+    size_t offset;
+} slots[] = {
+#include "kernels.def"
+};
+#undef SLOT
+
+const char *fnn_slot_name(int slot) {
+    return slot >= 0 && slot < (int)(sizeof slots / sizeof *slots) ? slots[slot].name : 0;
+}
+
+void *fnn_slot_address(int isa, int dtype, int slot) {
+    const fnn_kernels *kernels = fnn_kernels_for(isa, dtype);
+    void *address = 0;
+    if (kernels && fnn_slot_name(slot)) memcpy(&address, (const char *)kernels + slots[slot].offset, sizeof address);
+    return address;
+}
+
 const char *fnn_activation_name(int activation) {
 #define ACTIVATION(name, needs_z, value, derivative) #name,
     static const char *const names[] = {

@@ -95,6 +95,9 @@ int fnn_isa_available(int isa);
 /* The best instruction set that the machine has. */
 int fnn_isa_best(void);
 const fnn_kernels *fnn_kernels_for(int isa, int dtype);
+/* Slots by number, for tests that call them directly: name (NULL past the end) and address. */
+const char *fnn_slot_name(int slot);
+void *fnn_slot_address(int isa, int dtype, int slot);
 const char *fnn_activation_name(int activation); /* NULL past the end; softmax is the last */
 int fnn_activation_needs_z(int activation);
 const char *fnn_loss_name(int loss);
@@ -121,12 +124,16 @@ typedef struct {
 } fnn_array;
 
 /* dst[i, :] = x[samples[i], :] converted to the dtype (samples NULL: rows first, first + 1, ...). ldd in elements. */
-void fnn_gather(const fnn_array *x, const ptrdiff_t *samples, ptrdiff_t first, ptrdiff_t n_rows, int dtype, void *dst,
+void fnn_gather(const fnn_array *x, const int64_t *samples, ptrdiff_t first, ptrdiff_t n_rows, int dtype, void *dst,
                 ptrdiff_t ldd);
 /* First row from `begin` (below `end`) with a value that is not finite in the dtype; `end` where all are. */
 ptrdiff_t fnn_first_bad_row(const fnn_array *x, ptrdiff_t begin, ptrdiff_t end, int dtype);
 /* Whether kernels may read the rows of x in place. */
 int fnn_in_place(const fnn_array *x, int dtype);
+
+/* --- shuffle.c --------------------------------------------------------------------------------------------------- */
+/* order: n row numbers, a permutation that depends on seed, epoch and n alone. */
+void fnn_permutation(const fnn_kernels *kernels, uint64_t seed, uint64_t epoch, ptrdiff_t n, int64_t *order);
 
 /* --- threads.c --------------------------------------------------------------------------------------------------- */
 /* Meeting point of the threads of one fnn_run. */

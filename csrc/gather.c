@@ -29,7 +29,7 @@ static ptrdiff_t item_bytes(int kind) {
     return 0;
 }
 
-void fnn_gather(const fnn_array *x, const ptrdiff_t *samples, ptrdiff_t first, ptrdiff_t n_rows, int dtype, void *dst,
+void fnn_gather(const fnn_array *x, const int64_t *samples, ptrdiff_t first, ptrdiff_t n_rows, int dtype, void *dst,
                 ptrdiff_t ldd) {
     const ptrdiff_t size = dtype == FNN_F32 ? (ptrdiff_t)sizeof(float) : (ptrdiff_t)sizeof(double);
     const int same = x->kind == (dtype == FNN_F32 ? FNN_KIND_F32 : FNN_KIND_F64) && x->col_stride_bytes == size;

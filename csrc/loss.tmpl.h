@@ -64,7 +64,7 @@ INLINE void N(add_lanes)(double *sum, V x) {
 }
 
 /* softmax + cross-entropy on logits. d[j] = p[j] sum(t) - t[j]; loss = sum over j of t[j] (max - z[j]) + sum(t) log1p(rest). */
-static void N(cross_entropy_lanes)(const fnn_loss *job, const ptrdiff_t *samples, const REAL *z, const REAL *t,
+static void N(cross_entropy_lanes)(const fnn_loss *job, const int64_t *samples, const REAL *z, const REAL *t,
                                    const REAL *scale, REAL *d, double *sum) {
     const ptrdiff_t n = job->n_outputs;
     N(softmax_sums) s = N(softmax_lanes)(z, n, d);
@@ -135,7 +135,7 @@ static void N(output_loss_lanes)(int loss, V p, ptrdiff_t n, const REAL *yt, con
 /* Loss of each row (float64, not weighted) and delta = dL/dz times the row's share of the batch, weight / total_weight.
  * z (n_rows, n_outputs) logits; samples: n_rows indices into labels or targets; delta (n_rows, n_outputs);
  * row_loss (n_rows,). Scratch holds 4 n_outputs vectors. */
-static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdiff_t ldz, const ptrdiff_t *samples,
+static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdiff_t ldz, const int64_t *samples,
                     void *delta_, ptrdiff_t ldd, double *row_loss, void *scratch) {
     const REAL *z = z_, *targets = job->targets;
     REAL *delta = delta_;
@@ -144,7 +144,7 @@ static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdi
     const V parameter = K(job->parameter);
     for (ptrdiff_t r = 0; r < n_rows; r += LANES) {
         ptrdiff_t m = N(least)(LANES, n_rows - r);
-        ptrdiff_t index[VECTOR_BYTES / sizeof(REAL)];
+        int64_t index[VECTOR_BYTES / sizeof(REAL)];
         REAL scale[VECTOR_BYTES / sizeof(REAL)];
         double sum[VECTOR_BYTES / sizeof(REAL)] = {0};
         for (ptrdiff_t l = 0; l < LANES; l++) {

@@ -24,7 +24,7 @@ static inline __attribute__((always_inline)) void philox(uint64_t seed, uint32_t
 
 /* factor[r, u] = 0 where unit u of row samples[r] is dropped, else 1 / (1 - rate). */
 static void N(dropout_factors)(uint64_t seed, uint32_t stream, uint64_t epoch, uint32_t layer, double rate,
-                               ptrdiff_t n_rows, const ptrdiff_t *samples, ptrdiff_t n_units, void *factor_,
+                               ptrdiff_t n_rows, const int64_t *samples, ptrdiff_t n_units, void *factor_,
                                ptrdiff_t ldf) {
     REAL *factor = factor_;
     const REAL kept = (REAL)(1 / (1 - rate));

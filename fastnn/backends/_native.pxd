@@ -1,0 +1,100 @@
+# The C kernels as Cython sees them: csrc/fastnn.h is their only source of truth.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "fastnn.h" nogil:
+    enum: FNN_BLOCK
+    enum: FNN_ALIGN_BYTES
+    enum: FNN_F32
+    enum: FNN_F64
+    enum: FNN_ACTIVATION_identity
+    enum: FNN_ACTIVATION_softmax
+    enum: FNN_KIND_F32, FNN_KIND_F64, FNN_KIND_I8, FNN_KIND_I16, FNN_KIND_I32, FNN_KIND_I64
+    enum: FNN_KIND_U8, FNN_KIND_U16, FNN_KIND_U32, FNN_KIND_U64
+
+    ctypedef struct fnn_gradient:
+        const void *const *input_rows
+        const void *delta
+        Py_ssize_t ldd, n_rows, fan_in, fan_out
+        void *gradient
+        void *bias_gradient
+        int accumulate, optimizer
+        const double *scalars
+        double l2
+        void *weights
+        void *weight_a
+        void *weight_b
+        void *bias
+        void *bias_a
+        void *bias_b
+
+    ctypedef struct fnn_loss:
+        int loss, link
+        double parameter
+        Py_ssize_t n_outputs
+        const int64_t *labels
+        const void *targets
+        const double *sample_weight
+        double total_weight
+
+    ctypedef struct fnn_array:
+        const char *data
+        Py_ssize_t n_rows, n_cols, row_stride_bytes, col_stride_bytes
+        int kind
+
+    ctypedef struct fnn_barrier:
+        pass
+
+    ctypedef struct fnn_kernels:
+        void (*dense_forward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
+                              void *, Py_ssize_t, void *) noexcept nogil
+        void (*dense_backward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
+                               Py_ssize_t, void *) noexcept nogil
+        Py_ssize_t (*gradient_units)(Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*dense_gradient)(const fnn_gradient *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
+        void (*activate)(int, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*activate_backward)(int, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t, void *,
+                                  Py_ssize_t) noexcept nogil
+        void (*multiply)(Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, const void *, Py_ssize_t, void *,
+                         Py_ssize_t) noexcept nogil
+        void (*softmax)(Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t, void *) noexcept nogil
+        void (*loss)(const fnn_loss *, Py_ssize_t, const void *, Py_ssize_t, const int64_t *, void *, Py_ssize_t,
+                     double *, void *) noexcept nogil
+        void (*link_jacobian)(int, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
+                              void *, Py_ssize_t) noexcept nogil
+        void (*update)(int, const double *, double, double, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
+                       void *, void *, Py_ssize_t) noexcept nogil
+        double (*sum_of_squares)(Py_ssize_t, const void *) noexcept nogil
+        void (*add_scaled)(Py_ssize_t, double, const void *, void *) noexcept nogil
+        int (*all_finite)(Py_ssize_t, const void *) noexcept nogil
+        void (*dropout_factors)(uint64_t, uint32_t, uint64_t, uint32_t, double, Py_ssize_t, const int64_t *,
+                                Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+        void (*shuffle_draws)(uint64_t, uint64_t, uint64_t, Py_ssize_t, uint64_t *) noexcept nogil
+        Py_ssize_t (*perceptron_row)(const void *, Py_ssize_t, Py_ssize_t, const uint8_t *, double, void *, void *,
+                                     void *) noexcept nogil
+
+    ctypedef void (*fnn_task)(void *, int, int, fnn_barrier *) noexcept nogil
+
+    int fnn_isa_count()
+    const char *fnn_isa_name(int)
+    int fnn_isa_available(int)
+    int fnn_isa_best()
+    const fnn_kernels *fnn_kernels_for(int, int)
+    const char *fnn_slot_name(int)
+    void *fnn_slot_address(int, int, int)
+    const char *fnn_activation_name(int)
+    int fnn_activation_needs_z(int)
+    const char *fnn_loss_name(int)
+    const char *fnn_optimizer_name(int)
+    int fnn_optimizer_slots(int)
+    int fnn_optimizer_scalars(int)
+    size_t fnn_scratch_bytes(Py_ssize_t)
+    Py_ssize_t fnn_row_stride(Py_ssize_t, Py_ssize_t)
+    Py_ssize_t fnn_size_product(Py_ssize_t, Py_ssize_t)
+    void fnn_gather(const fnn_array *, const int64_t *, Py_ssize_t, Py_ssize_t, int, void *, Py_ssize_t)
+    Py_ssize_t fnn_first_bad_row(const fnn_array *, Py_ssize_t, Py_ssize_t, int)
+    int fnn_in_place(const fnn_array *, int)
+    void fnn_permutation(const fnn_kernels *, uint64_t, uint64_t, Py_ssize_t, int64_t *)
+    void fnn_run(fnn_task, void *, int, int)
+    void fnn_barrier_wait(fnn_barrier *)
+    int fnn_flag_get(const int32_t *)
+    double fnn_seconds()

@@ -1,0 +1,1142 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=True
+"""The driver: whole epochs, predictions and gradients over the C kernels, without the GIL.
+
+It owns the GIL, the threads, the workspace (planned once per call) and the order of work. One step of training is two
+phases. In the first each thread takes rows of the batch through the forward pass, the loss and the backward pass; in
+the second each thread takes tiles of the weights, sums their gradients over all rows and updates them. A barrier stands
+between phases, and nothing is reduced across threads: which thread computed an element cannot change its bits.
+
+Batches longer than a chunk pass through in chunks of whole blocks (FNN_BLOCK rows), their gradients added in order, so
+that memory beside X grows with the model and not with the batch.
+
+All arguments have been checked by fastnn.validation and friends; what is checked here again is what memory safety
+rests on.
+"""
+import os
+import threading
+
+import numpy as np
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDED, PyBUF_STRIDED_RO, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport isfinite
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+cdef enum:
+    MAX_BUFFERS = 16
+    # Rows that pass through all layers together: their activations stay in the second-level cache.
+    PREDICT_ROWS = 128
+
+# Ctrl-C is looked for this often.
+cdef double SIGNAL_SECONDS = 0.05
+
+# --- instruction set ------------------------------------------------------------------------------------------------
+
+def available_isas():
+    """Names of the instruction sets that this machine and build have, worst to best."""
+    return [fnn_isa_name(i).decode() for i in range(fnn_isa_count()) if fnn_isa_available(i)]
+
+
+def _choose_isa():
+    wanted = os.environ.get("FASTNN_ISA", "").strip().lower()
+    if not wanted:
+        return fnn_isa_best()
+    for i in range(fnn_isa_count()):
+        if fnn_isa_available(i) and fnn_isa_name(i).decode() == wanted:
+            return i
+    raise ValueError(
+        f"FASTNN_ISA={wanted!r} names an instruction set that this machine or build does not have; "
+        f"expected one of {', '.join(available_isas())}, or leave it unset for the best"
+    )
+
+
+cdef int ISA = _choose_isa()
+cdef const fnn_kernels *KERNELS[2]
+KERNELS[0] = fnn_kernels_for(ISA, FNN_F32)
+KERNELS[1] = fnn_kernels_for(ISA, FNN_F64)
+
+# Work (multiply-adds of a step or of a prediction) under which another thread costs more than it brings.
+cdef double WORK_PER_THREAD = 5e5
+
+
+def isa():
+    """Name of the instruction set in use."""
+    return fnn_isa_name(ISA).decode()
+
+
+def set_work_per_thread(double multiply_adds):
+    """Set how much work another thread must have to be started; returns the old value. For tests: bits never depend on it."""
+    global WORK_PER_THREAD
+    old = WORK_PER_THREAD
+    WORK_PER_THREAD = multiply_adds
+    return old
+
+
+def activation_names():
+    """Rows of csrc/activations.def, in order, and softmax."""
+    names = []
+    while fnn_activation_name(len(names)) != NULL:
+        names.append(fnn_activation_name(len(names)).decode())
+    return names
+
+
+def loss_names():
+    """Rows of csrc/losses.def, in order."""
+    names = []
+    while fnn_loss_name(len(names)) != NULL:
+        names.append(fnn_loss_name(len(names)).decode())
+    return names
+
+
+def optimizer_names():
+    """Rows of csrc/optimizers.def, in order."""
+    names = []
+    while fnn_optimizer_name(len(names)) != NULL:
+        names.append(fnn_optimizer_name(len(names)).decode())
+    return names
+
+
+def optimizer_shape(int optimizer):
+    """(state slots, scalars per step) of a row of csrc/optimizers.def."""
+    return fnn_optimizer_slots(optimizer), fnn_optimizer_scalars(optimizer)
+
+
+def activation_needs_z(int activation):
+    """Whether the derivative of a row of csrc/activations.def reads the pre-activation."""
+    return bool(fnn_activation_needs_z(activation))
+
+
+def kernel_address(str isa_name, str dtype, str slot):
+    """Address of one slot of a kernel table, for tests that call kernels directly (ctypes); 0 where it does not exist."""
+    cdef int i, s = 0
+    for i in range(fnn_isa_count()):
+        if fnn_isa_name(i).decode() == isa_name:
+            while fnn_slot_name(s) != NULL:
+                if fnn_slot_name(s).decode() == slot:
+                    return <size_t>fnn_slot_address(i, FNN_F32 if dtype == "float32" else FNN_F64, s)
+                s += 1
+    return 0
+
+
+def slot_names():
+    """Names of all slots of a kernel table."""
+    names = []
+    while fnn_slot_name(len(names)) != NULL:
+        names.append(fnn_slot_name(len(names)).decode())
+    return names
+
+
+def scratch_bytes(Py_ssize_t max_width):
+    """Bytes of scratch that kernels need for layers up to this wide."""
+    return fnn_scratch_bytes(max_width)
+
+
+def row_stride(Py_ssize_t width, Py_ssize_t item_bytes):
+    """Elements from row to row of the driver's buffers."""
+    return fnn_row_stride(width, item_bytes)
+
+
+def size_product(Py_ssize_t a, Py_ssize_t b):
+    """a * b, or -1 where it does not fit a 64-bit index."""
+    return fnn_size_product(a, b)
+
+
+# --- arrays of the caller -----------------------------------------------------------------------------------------------
+
+cdef int KIND_OF[128]
+for _i in range(128):
+    KIND_OF[_i] = -1
+KIND_OF[<int>b"f"] = FNN_KIND_F32
+KIND_OF[<int>b"d"] = FNN_KIND_F64
+KIND_OF[<int>b"b"] = FNN_KIND_I8
+KIND_OF[<int>b"h"] = FNN_KIND_I16
+KIND_OF[<int>b"i"] = FNN_KIND_I32
+KIND_OF[<int>b"l"] = FNN_KIND_I64 if sizeof(long) == 8 else FNN_KIND_I32
+KIND_OF[<int>b"q"] = FNN_KIND_I64
+KIND_OF[<int>b"B"] = FNN_KIND_U8
+KIND_OF[<int>b"?"] = FNN_KIND_U8
+KIND_OF[<int>b"H"] = FNN_KIND_U16
+KIND_OF[<int>b"I"] = FNN_KIND_U32
+KIND_OF[<int>b"L"] = FNN_KIND_U64 if sizeof(long) == 8 else FNN_KIND_U32
+KIND_OF[<int>b"Q"] = FNN_KIND_U64
+
+
+cdef int kind_of(Py_buffer *view) noexcept:
+    # One native format letter; anything else ('>f', 'e', 'g', 'O' ...) is -1.
+    if view.format == NULL:
+        return FNN_KIND_U8
+    if view.format[0] <= 0 or view.format[1] != 0:
+        return -1
+    return KIND_OF[<int>view.format[0]]
+
+
+cdef int describe(Py_buffer *view, fnn_array *array) except -1:
+    """View a one- or two-dimensional buffer as rows; one dimension is one row."""
+    array.kind = kind_of(view)
+    if array.kind < 0 or view.ndim < 1 or view.ndim > 2:
+        raise TypeError(
+            f"expected a one- or two-dimensional array of a native number type, got {view.ndim} dimensions of format "
+            f"{view.format.decode() if view.format != NULL else 'B'!r}; validate it first"
+        )
+    array.data = <const char *>view.buf
+    array.n_rows = view.shape[0] if view.ndim == 2 else 1
+    array.n_cols = view.shape[view.ndim - 1]
+    array.row_stride_bytes = view.strides[0] if view.ndim == 2 else 0
+    array.col_stride_bytes = view.strides[view.ndim - 1]
+    return 0
+
+
+cdef class Buffers:
+    """The buffers that one call holds; all are released with it."""
+
+    cdef Py_buffer views[MAX_BUFFERS]
+    cdef int n
+
+    def __dealloc__(self):
+        while self.n > 0:
+            self.n -= 1
+            PyBuffer_Release(&self.views[self.n])
+
+    cdef Py_buffer *get(self, object array, bint writable) except NULL:
+        if self.n == MAX_BUFFERS:
+            raise RuntimeError("too many buffers in one call")
+        PyObject_GetBuffer(array, &self.views[self.n], (PyBUF_STRIDED if writable else PyBUF_STRIDED_RO) | PyBUF_FORMAT)
+        self.n += 1
+        return &self.views[self.n - 1]
+
+    cdef char *flat(self, object array, int kind, Py_ssize_t n, bint writable, str name) except? NULL:
+        """Pointer to n contiguous values of exactly this kind; NULL for None."""
+        cdef Py_buffer *view
+        cdef Py_ssize_t size = 1, i
+        if array is None:
+            return NULL
+        view = self.get(array, writable)
+        for i in range(view.ndim - 1, -1, -1):
+            if view.shape[i] > 1 and view.strides[i] != size * view.itemsize:
+                raise ValueError(f"{name} must be C-contiguous")
+            size *= view.shape[i]
+        if kind_of(view) != kind or size != n:
+            raise ValueError(f"{name} must hold {n} values of kind {kind}, got {size} of kind {kind_of(view)}")
+        return <char *>view.buf
+
+
+def all_finite(array, bint is_float32):
+    """Whether every value of a 1-D or 2-D array is finite once converted to float32 (else float64); no copy is made."""
+    cdef Buffers buffers = Buffers()
+    cdef fnn_array a
+    cdef Py_ssize_t bad
+    describe(buffers.get(array, False), &a)
+    with nogil:
+        bad = fnn_first_bad_row(&a, 0, a.n_rows, FNN_F32 if is_float32 else FNN_F64)
+    return bad == a.n_rows
+
+
+# --- random order -------------------------------------------------------------------------------------------------------
+
+def permutation(Py_ssize_t n, uint64_t seed, uint64_t epoch):
+    """Order of the rows of one epoch, int64 (n,): the same numbers as fastnn.rng.permutation."""
+    order = np.empty(n, np.int64)
+    fill_permutation(order, seed, epoch)
+    return order
+
+
+def fill_permutation(order, uint64_t seed, uint64_t epoch):
+    """Write the order of one epoch into a contiguous int64 array."""
+    cdef Buffers buffers = Buffers()
+    cdef Py_ssize_t n = order.shape[0]
+    cdef int64_t *p = <int64_t *>buffers.flat(order, KIND_OF[<int>b"q"], n, True, "order")
+    with nogil:
+        fnn_permutation(KERNELS[0], seed, epoch, n, p)
+
+
+# --- a network and its workspace -------------------------------------------------------------------------------------------
+
+cdef struct Layer:
+    Py_ssize_t fan_in, fan_out
+    Py_ssize_t ld                  # elements from row to row of this layer's buffers
+    int activation
+    bint needs_z
+    double dropout
+    Py_ssize_t weight_at, bias_at  # offsets into the flat parameters
+    char *weights
+    char *bias
+    char *z                        # pre-activations; y itself where the derivative does not need them
+    char *y
+    char *dropped                  # y after dropout: what the next layer reads
+    char *factor                   # dropout's factors
+    char *delta
+    const void **rows              # the layer's inputs, one pointer per row of the chunk
+    const void **delta_rows
+    Py_ssize_t units
+
+
+cdef struct Network:
+    const fnn_kernels *k
+    int dtype
+    Py_ssize_t item_bytes, n_layers, n_parameters, n_inputs, n_outputs, max_width
+    Py_ssize_t multiply_adds       # of one row's forward pass
+    bint has_dropout
+
+
+cdef class NativePlan:
+    """A fastnn.plan.Plan in the driver's terms: shapes, offsets and table rows. Holds no arrays."""
+
+    cdef Network net
+    cdef Layer *layers
+
+    def __cinit__(self, layer_sizes, int is_float32, activations, dropout):
+        # activations: one table index per layer, the last being the output link; dropout: a rate per hidden layer
+        cdef Py_ssize_t l, n = len(layer_sizes) - 1, at = 0
+        cdef Layer *layer
+        self.layers = <Layer *>calloc(n, sizeof(Layer))
+        if self.layers == NULL:
+            raise MemoryError()
+        self.net.dtype = FNN_F32 if is_float32 else FNN_F64
+        self.net.k = KERNELS[self.net.dtype]
+        self.net.item_bytes = 4 if is_float32 else 8
+        self.net.n_layers = n
+        self.net.n_inputs = layer_sizes[0]
+        self.net.n_outputs = layer_sizes[n]
+        self.net.max_width = max(layer_sizes)
+        for l in range(n):
+            layer = &self.layers[l]
+            layer.fan_in = layer_sizes[l]
+            layer.fan_out = layer_sizes[l + 1]
+            layer.ld = fnn_row_stride(layer.fan_out, self.net.item_bytes)
+            layer.activation = activations[l]
+            layer.needs_z = fnn_activation_needs_z(layer.activation)
+            layer.dropout = dropout[l] if l < n - 1 else 0.0
+            layer.weight_at = at
+            at += layer.fan_in * layer.fan_out
+            layer.bias_at = at
+            at += layer.fan_out
+            layer.units = self.net.k.gradient_units(layer.fan_in, layer.fan_out)
+            self.net.multiply_adds += layer.fan_in * layer.fan_out
+            if layer.dropout > 0:
+                self.net.has_dropout = True
+        self.net.n_parameters = at
+
+    def __dealloc__(self):
+        free(self.layers)
+
+
+cdef struct Workspace:
+    Layer *layers                  # a copy of the plan's, with buffers
+    char *scratch                  # scratch_bytes for each thread
+    Py_ssize_t scratch_bytes
+    Py_ssize_t rows                # rows that the buffers hold
+    char *batch                    # gathered rows of X, where they are not read in place
+    Py_ssize_t batch_ld
+    int64_t *samples               # row numbers in X of the chunk
+    double *row_loss
+    void *memory
+
+
+cdef char *take(char **at, Py_ssize_t n_bytes) noexcept nogil:
+    cdef char *p = at[0]
+    at[0] = p + (n_bytes + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES
+    return p
+
+
+cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads, bint backward,
+                        bint dropout, bint gather, char *base) noexcept nogil:
+    """Divide one block of memory; with base NULL only its size is found. Returns the size in bytes."""
+    cdef char *at = base
+    cdef Py_ssize_t l, r, item = net.item_bytes, buffer_bytes
+    cdef Layer *layer
+    cdef bint dry = base == NULL
+    cdef Layer scratch_layer
+    w.layers = <Layer *>take(&at, net.n_layers * sizeof(Layer))
+    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.max_width)
+    w.scratch = take(&at, w.scratch_bytes * n_threads)
+    w.samples = <int64_t *>take(&at, rows * sizeof(int64_t))
+    w.row_loss = <double *>take(&at, rows * sizeof(double))
+    w.batch_ld = fnn_row_stride(net.n_inputs, item)
+    w.batch = take(&at, rows * w.batch_ld * item) if gather else NULL
+    w.rows = rows
+    for l in range(net.n_layers):
+        layer = &scratch_layer if dry else &w.layers[l]
+        layer[0] = plan[l]
+        buffer_bytes = rows * layer.ld * item
+        layer.rows = <const void **>take(&at, rows * sizeof(void *))
+        layer.y = take(&at, buffer_bytes)
+        layer.z = take(&at, buffer_bytes) if backward and (layer.needs_z or l == net.n_layers - 1) else layer.y
+        layer.dropped = layer.y
+        layer.factor = NULL
+        layer.delta = NULL
+        if backward:
+            layer.delta = take(&at, buffer_bytes)
+            layer.delta_rows = <const void **>take(&at, rows * sizeof(void *))
+            if dropout and layer.dropout > 0:
+                layer.dropped = take(&at, buffer_bytes)
+                layer.factor = take(&at, buffer_bytes)
+    if not dry:
+        for l in range(net.n_layers):
+            layer = &w.layers[l]
+            for r in range(rows):
+                if l > 0:
+                    layer.rows[r] = w.layers[l - 1].dropped + r * w.layers[l - 1].ld * item
+                elif gather:
+                    layer.rows[r] = w.batch + r * w.batch_ld * item
+                if backward:
+                    layer.delta_rows[r] = layer.delta + r * layer.ld * item
+    return at - base
+
+
+cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
+                        bint backward, bint dropout, bint gather) except -1 nogil:
+    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, NULL)
+    w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
+    if w.memory == NULL:
+        with gil:
+            raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace for {rows} rows")
+    lay_out(w, net, plan, rows, n_threads, backward, dropout, gather,
+            <char *>((<size_t>w.memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES))
+    return 0
+
+
+cdef void set_parameters(Workspace *w, const Network *net, char *parameters) noexcept nogil:
+    cdef Py_ssize_t l
+    for l in range(net.n_layers):
+        w.layers[l].weights = parameters + w.layers[l].weight_at * net.item_bytes
+        w.layers[l].bias = parameters + w.layers[l].bias_at * net.item_bytes
+
+
+cdef int threads_for(double multiply_adds, int n_threads) noexcept nogil:
+    cdef double useful = multiply_adds / WORK_PER_THREAD if WORK_PER_THREAD > 0 else n_threads
+    if useful < n_threads:
+        n_threads = <int>useful
+    return n_threads if n_threads > 1 else 1
+
+
+def _cpu_count():
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+# --- forward and backward over rows of a chunk ------------------------------------------------------------------------------
+
+cdef struct DropoutKey:
+    uint64_t seed, epoch
+    uint32_t stream
+
+
+cdef void point_rows(Workspace *w, const Network *net, const fnn_array *x, bint gather, Py_ssize_t r0,
+                     Py_ssize_t r1) noexcept nogil:
+    """Make rows [r0, r1) of the chunk readable: pointers into X where it can be read in place, else converted copies."""
+    cdef Py_ssize_t r
+    if gather:
+        fnn_gather(x, w.samples + r0, 0, r1 - r0, net.dtype, w.batch + r0 * w.batch_ld * net.item_bytes, w.batch_ld)
+    else:
+        for r in range(r0, r1):
+            w.layers[0].rows[r] = x.data + w.samples[r] * x.row_stride_bytes
+
+
+cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, const DropoutKey *key, bint link,
+                  void *scratch) noexcept nogil:
+    """Layers' outputs of rows [r0, r1). Without `link` the last layer stops at its logits (the loss takes those)."""
+    cdef Py_ssize_t l, at, n = r1 - r0
+    cdef Layer *layer
+    for l in range(net.n_layers):
+        layer = &w.layers[l]
+        at = r0 * layer.ld * net.item_bytes
+        net.k.dense_forward(layer.rows + r0, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out, layer.z + at,
+                            layer.ld, scratch)
+        if l == net.n_layers - 1 and not link:
+            return
+        if layer.activation == FNN_ACTIVATION_softmax:
+            net.k.softmax(n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld, scratch)
+        elif layer.activation != FNN_ACTIVATION_identity or layer.z != layer.y:
+            net.k.activate(layer.activation, n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld)
+        if key != NULL and layer.dropout > 0:
+            net.k.dropout_factors(key.seed, key.stream, key.epoch, <uint32_t>l, layer.dropout, n, w.samples + r0,
+                                  layer.fan_out, layer.factor + at, layer.ld)
+            net.k.multiply(n, layer.fan_out, layer.factor + at, layer.ld, layer.y + at, layer.ld, layer.dropped + at,
+                           layer.ld)
+
+
+cdef void backward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, bint dropout, void *scratch) noexcept nogil:
+    """Deltas of all layers of rows [r0, r1) from the last layer's."""
+    cdef Py_ssize_t l, at
+    cdef Layer *layer
+    cdef Layer *below
+    for l in range(net.n_layers - 1, 0, -1):
+        layer = &w.layers[l]
+        below = &w.layers[l - 1]
+        at = r0 * below.ld * net.item_bytes
+        net.k.dense_backward(layer.delta_rows + r0, r1 - r0, layer.fan_in, layer.weights, layer.fan_out,
+                             below.delta + at, below.ld, scratch)
+        if dropout and below.dropout > 0:
+            net.k.multiply(r1 - r0, below.fan_out, below.factor + at, below.ld, below.delta + at, below.ld,
+                           below.delta + at, below.ld)
+        if below.activation != FNN_ACTIVATION_identity:
+            net.k.activate_backward(below.activation, r1 - r0, below.fan_out, below.z + at, below.y + at, below.ld,
+                                    below.delta + at, below.ld)
+
+
+# --- training --------------------------------------------------------------------------------------------------------------
+
+cdef enum Status:
+    DONE
+    STOPPED
+    INTERRUPTED
+    DIVERGED
+
+STATUS_NAMES = ("done", "stopped", "interrupted", "diverged")
+
+
+cdef struct Run:
+    const Network *net
+    Workspace *w
+    fnn_array x
+    bint gather
+    fnn_loss loss
+    const int64_t *orders          # n_epochs permutations of the rows, or NULL for the natural order
+    Py_ssize_t n_samples, batch_size, n_epochs
+    int optimizer                  # -1: no update, gradients only
+    bint loss_only
+    Py_ssize_t n_scalars
+    const double *scalars          # a row for each step
+    double l2, clip_norm           # clip_norm < 0: none
+    DropoutKey key
+    char *parameters
+    char *slots[2]
+    char *gradient                 # of all parameters, or NULL where each tile is updated and forgotten
+    char *snapshot                 # parameters and slots at the start of the epoch, or NULL
+    Py_ssize_t n_slots
+    const int32_t *stop
+    double *losses
+    double *seconds
+    # --- what the first thread decides, read by all after a barrier ---
+    int status
+    bint quit
+    Py_ssize_t epochs_done, steps_done, bad_epoch, bad_batch
+    double clip_factor
+    double next_look
+    Py_ssize_t chunks_to_look, chunks_between_looks
+
+
+cdef void look_around(Run *run) noexcept nogil:
+    """Stop flag and signals, at most every SIGNAL_SECONDS. A handler that raised leaves its exception set."""
+    cdef double now
+    cdef int raised
+    if run.stop != NULL and fnn_flag_get(run.stop):
+        run.status = STOPPED
+        run.quit = True
+        return
+    run.chunks_to_look -= 1
+    if run.chunks_to_look > 0:
+        return
+    run.chunks_to_look = run.chunks_between_looks
+    now = fnn_seconds()
+    if now < run.next_look:
+        return
+    run.next_look = now + SIGNAL_SECONDS
+    with gil:
+        raised = check_signals()
+    if raised:
+        run.status = INTERRUPTED
+        run.quit = True
+
+
+cdef object PENDING = threading.local()
+
+
+cdef int check_signals() noexcept:
+    # The exception is kept until the state is in order again; Cython must not see it set meanwhile.
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        PENDING.error = error
+        return 1
+    return 0
+
+
+cdef object pending_error():
+    error = getattr(PENDING, "error", None)
+    PENDING.error = None
+    return error
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef void copy_state(Run *run, bint restore) noexcept nogil:
+    """Snapshot of parameters and slots, or back."""
+    cdef Py_ssize_t n_bytes = run.net.n_parameters * run.net.item_bytes, s
+    if restore:
+        memcpy(run.parameters, run.snapshot, n_bytes)
+    else:
+        memcpy(run.snapshot, run.parameters, n_bytes)
+    for s in range(run.n_slots):
+        if restore:
+            memcpy(run.slots[s], run.snapshot + (s + 1) * n_bytes, n_bytes)
+        else:
+            memcpy(run.snapshot + (s + 1) * n_bytes, run.slots[s], n_bytes)
+
+
+cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const double *scalars, int t, int n_threads,
+                    void *scratch) noexcept nogil:
+    """This thread's tiles of all layers: their gradients over the chunk, and the update where it is due."""
+    cdef const Network *net = run.net
+    cdef Py_ssize_t l, item = net.item_bytes, begin, end, before = 0, cost, lo, hi
+    cdef double share = (<double>net.multiply_adds) / n_threads
+    cdef Layer *layer
+    cdef fnn_gradient job
+    lo = <Py_ssize_t>(share * t)
+    hi = net.multiply_adds if t == n_threads - 1 else <Py_ssize_t>(share * (t + 1))
+    for l in range(net.n_layers):
+        layer = &run.w.layers[l]
+        cost = layer.fan_in * layer.fan_out
+        begin = unit_at(lo - before, layer.units, cost)
+        end = layer.units if t == n_threads - 1 else unit_at(hi - before, layer.units, cost)
+        before += cost
+        if begin >= end:
+            continue
+        job.input_rows = layer.rows
+        job.delta = layer.delta
+        job.ldd = layer.ld
+        job.n_rows = n_rows
+        job.fan_in = layer.fan_in
+        job.fan_out = layer.fan_out
+        job.gradient = run.gradient + layer.weight_at * item if run.gradient != NULL else NULL
+        job.bias_gradient = run.gradient + layer.bias_at * item if run.gradient != NULL else NULL
+        job.accumulate = not first
+        job.optimizer = run.optimizer if update else -1
+        job.scalars = scalars
+        job.l2 = run.l2
+        job.weights = layer.weights
+        job.bias = layer.bias
+        job.weight_a = run.slots[0] + layer.weight_at * item if run.n_slots > 0 else NULL
+        job.weight_b = run.slots[1] + layer.weight_at * item if run.n_slots > 1 else NULL
+        job.bias_a = run.slots[0] + layer.bias_at * item if run.n_slots > 0 else NULL
+        job.bias_b = run.slots[1] + layer.bias_at * item if run.n_slots > 1 else NULL
+        net.k.dense_gradient(&job, begin, end, scratch)
+
+
+cdef inline Py_ssize_t unit_at(Py_ssize_t work, Py_ssize_t units, Py_ssize_t cost) noexcept nogil:
+    """First unit that starts at or after this much of the layer's work; the same for both threads that ask."""
+    if work <= 0:
+        return 0
+    if work >= cost:
+        return units
+    return <Py_ssize_t>((<double>work / <double>cost) * <double>units)
+
+
+cdef void clip_and_update(Run *run, const double *scalars, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    """Scale the whole gradient to the norm allowed, then update. The l2 term is part of what is measured."""
+    cdef const Network *net = run.net
+    cdef Py_ssize_t l, item = net.item_bytes, begin, end
+    cdef double norm = 0
+    cdef Layer *layer
+    if t == 0:
+        for l in range(net.n_layers):
+            layer = &run.w.layers[l]
+            if run.l2 != 0:
+                net.k.add_scaled(layer.fan_in * layer.fan_out, run.l2, layer.weights,
+                                 run.gradient + layer.weight_at * item)
+        norm = net.k.sum_of_squares(net.n_parameters, run.gradient) ** 0.5
+        run.clip_factor = run.clip_norm / norm if norm > run.clip_norm else 1.0
+    fnn_barrier_wait(barrier)
+    begin = net.n_parameters * t // n_threads
+    end = net.n_parameters * (t + 1) // n_threads
+    net.k.update(run.optimizer, scalars, 0, run.clip_factor, 1, end - begin, run.gradient + begin * item, 0,
+                 run.parameters + begin * item,
+                 run.slots[0] + begin * item if run.n_slots > 0 else NULL,
+                 run.slots[1] + begin * item if run.n_slots > 1 else NULL, 0)
+    fnn_barrier_wait(barrier)
+
+
+cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    """What each thread of a training call does. Threads meet at barriers; every branch is taken by all or none."""
+    cdef Run *run = <Run *>context
+    cdef const Network *net = run.net
+    cdef Workspace *w = run.w
+    cdef Layer *last = &w.layers[net.n_layers - 1]
+    cdef void *scratch = w.scratch + t * w.scratch_bytes
+    cdef const DropoutKey *key
+    cdef DropoutKey epoch_key = run.key
+    cdef Py_ssize_t epoch, start, chunk, stop, n, r, r0, r1, at, batch = 0, s
+    cdef Py_ssize_t step = 0
+    cdef const int64_t *order
+    cdef const double *scalars
+    cdef double total_weight, epoch_weight, epoch_loss, weight, began
+    cdef fnn_loss loss = run.loss
+    cdef bint update = run.optimizer >= 0, clip = run.clip_norm >= 0, done, moves
+    key = &epoch_key if net.has_dropout and update else NULL
+    for epoch in range(run.n_epochs):
+        order = run.orders + epoch * run.n_samples if run.orders != NULL else NULL
+        epoch_key.epoch = run.key.epoch + <uint64_t>epoch
+        epoch_loss = epoch_weight = 0
+        began = fnn_seconds() if t == 0 else 0
+        if t == 0 and run.snapshot != NULL:
+            copy_state(run, False)
+        batch = 0
+        start = 0
+        while start < run.n_samples:
+            stop = least(start + run.batch_size, run.n_samples)
+            total_weight = <double>(stop - start)
+            if loss.sample_weight != NULL:
+                total_weight = 0
+                for r in range(start, stop):
+                    total_weight += loss.sample_weight[order[r] if order != NULL else r]
+            moves = total_weight > 0
+            loss.total_weight = total_weight if moves else 1
+            scalars = run.scalars + step * run.n_scalars if update else NULL
+            chunk = start
+            while chunk < stop:
+                n = least(w.rows, stop - chunk)
+                done = chunk + n == stop
+                # rows: forward, loss, backward
+                r0 = n * t // n_threads
+                r1 = n * (t + 1) // n_threads
+                for r in range(r0, r1):
+                    w.samples[r] = order[chunk + r] if order != NULL else chunk + r
+                if r1 > r0:
+                    point_rows(w, net, &run.x, run.gather, r0, r1)
+                    forward(w, net, r0, r1, key, False, scratch)
+                    at = r0 * last.ld * net.item_bytes
+                    net.k.loss(&loss, r1 - r0, last.z + at, last.ld, w.samples + r0, last.delta + at, last.ld,
+                               w.row_loss + r0, scratch)
+                    if not run.loss_only:
+                        backward(w, net, r0, r1, key != NULL, scratch)
+                fnn_barrier_wait(barrier)
+                # every thread sums the losses, row after row through the epoch: all see the same number
+                for r in range(n):
+                    weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
+                    if weight != 0:
+                        epoch_loss += weight * w.row_loss[r]
+                if not isfinite(epoch_loss):
+                    if t == 0:
+                        run.status = DIVERGED
+                        run.bad_epoch = epoch
+                        run.bad_batch = batch
+                        if run.snapshot != NULL:
+                            copy_state(run, True)
+                    if run.snapshot != NULL or run.loss_only:
+                        return
+                # tiles: gradient, update
+                if not run.loss_only and moves:
+                    gradients(run, n, chunk == start, done and update and not clip, scalars, t, n_threads, scratch)
+                if t == 0:
+                    look_around(run)
+                    if done and not clip:
+                        run.steps_done = step + 1
+                fnn_barrier_wait(barrier)
+                if run.quit and not (done and clip):
+                    return
+                chunk += n
+            if clip and moves and update:
+                clip_and_update(run, scalars, t, n_threads, barrier)
+            if clip and t == 0:
+                run.steps_done = step + 1
+            if run.quit:
+                return
+            epoch_weight += total_weight
+            batch += 1
+            step += 1
+            start = stop
+        if t == 0:
+            run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
+            run.seconds[epoch] = fnn_seconds() - began
+            if run.snapshot != NULL and not net.k.all_finite(net.n_parameters, run.parameters):
+                run.status = DIVERGED
+                run.quit = True
+                run.bad_epoch = epoch
+                run.bad_batch = batch - 1
+                copy_state(run, True)
+            else:
+                run.epochs_done = epoch + 1
+        fnn_barrier_wait(barrier)
+        if run.quit:
+            return
+
+
+cdef int run_setup(Run *run, Workspace *w, NativePlan plan, Buffers buffers, object X, object labels, object targets,
+                   object sample_weight, int loss, double loss_parameter, object parameters) except -1:
+    """The parts that training, loss and gradient share."""
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
+    cdef Py_ssize_t l, r, n_outputs = plan.net.n_outputs
+    memset(run, 0, sizeof(Run))
+    memset(w, 0, sizeof(Workspace))
+    run.net = &plan.net
+    run.w = w
+    describe(buffers.get(X, False), &run.x)
+    if run.x.n_cols != plan.net.n_inputs:
+        raise ValueError(f"X has {run.x.n_cols} features, but this model was built for {plan.net.n_inputs} (layer_sizes[0])")
+    run.gather = not fnn_in_place(&run.x, plan.net.dtype)
+    run.n_samples = run.x.n_rows
+    run.loss.loss = loss
+    run.loss.link = plan.layers[plan.net.n_layers - 1].activation
+    run.loss.parameter = loss_parameter
+    run.loss.n_outputs = n_outputs
+    run.loss.labels = <const int64_t *>buffers.flat(labels, FNN_KIND_I64, run.n_samples, False, "labels")
+    run.loss.targets = buffers.flat(targets, kind, run.n_samples * n_outputs, False, "targets")
+    run.loss.sample_weight = <const double *>buffers.flat(sample_weight, FNN_KIND_F64, run.n_samples, False, "sample_weight")
+    if run.loss.labels == NULL and run.loss.targets == NULL:
+        raise ValueError("neither labels nor targets")
+    for r in range(run.n_samples if run.loss.labels != NULL else 0):
+        if run.loss.labels[r] < 0 or run.loss.labels[r] >= n_outputs:
+            raise ValueError(f"labels must lie in 0..{n_outputs - 1}, got {run.loss.labels[r]}")
+    run.parameters = buffers.flat(parameters, kind, plan.net.n_parameters, True, "parameters")
+    run.clip_norm = -1
+    run.optimizer = -1
+    return 0
+
+
+cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_threads, bint backward_too) except -1:
+    """Rows of a chunk, the number of threads worth starting, the workspace. Returns the threads."""
+    cdef Py_ssize_t rows = FNN_BLOCK * ((n_threads + 3) // 4)
+    cdef double chunk_work
+    if rows > 8 * FNN_BLOCK:
+        rows = 8 * FNN_BLOCK
+    rows = least(rows, batch_size)
+    chunk_work = <double>rows * <double>plan.net.multiply_adds
+    if backward_too:
+        chunk_work *= 3
+    n_threads = threads_for(chunk_work, n_threads)
+    run.batch_size = batch_size
+    run.chunks_between_looks = <Py_ssize_t>(1e5 / chunk_work) + 1
+    run.next_look = fnn_seconds() + SIGNAL_SECONDS
+    workspace_init(run.w, run.net, plan.layers, rows, n_threads, True, run.optimizer >= 0, run.gather)
+    set_parameters(run.w, run.net, run.parameters)
+    return n_threads
+
+
+def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double loss_parameter, parameters, slots,
+          int optimizer, scalars, orders, Py_ssize_t batch_size, Py_ssize_t n_epochs, double l2, clip_norm,
+          uint64_t dropout_seed, uint32_t dropout_stream, uint64_t first_epoch, int n_threads, stop):
+    """Train whole epochs in place.
+
+    Returns (losses, seconds, epochs_done, steps_done, status, epoch, batch, exception); see backends.base.TrainResult.
+    """
+    cdef Buffers buffers = Buffers()
+    cdef Run run
+    cdef Workspace w
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64, used
+    cdef int may_spin
+    cdef Py_ssize_t steps, s, n_bytes, i
+    cdef char *slot_memory
+    cdef char *gradient = NULL
+    run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, parameters)
+    if run.n_samples < 1 or batch_size < 1 or n_epochs < 0 or n_threads < 1:
+        raise ValueError("rows, batch_size, n_epochs and n_threads must be positive")
+    if optimizer < 0 or fnn_optimizer_name(optimizer) == NULL:
+        raise ValueError("no such optimizer")
+    run.n_epochs = n_epochs
+    batch_size = least(batch_size, run.n_samples)
+    steps = n_epochs * ((run.n_samples + batch_size - 1) // batch_size)
+    run.optimizer = optimizer
+    run.n_slots = fnn_optimizer_slots(optimizer)
+    run.n_scalars = fnn_optimizer_scalars(optimizer)
+    run.scalars = <const double *>buffers.flat(scalars, FNN_KIND_F64, steps * run.n_scalars, False, "scalars")
+    run.orders = <const int64_t *>buffers.flat(orders, FNN_KIND_I64, n_epochs * run.n_samples, False, "orders")
+    if run.orders != NULL:
+        for i in range(n_epochs * run.n_samples):
+            if run.orders[i] < 0 or run.orders[i] >= run.n_samples:
+                raise ValueError("orders must hold row numbers of X")
+    slot_memory = buffers.flat(slots, kind, run.n_slots * plan.net.n_parameters, True, "slots") if run.n_slots else NULL
+    for s in range(run.n_slots):
+        run.slots[s] = slot_memory + s * plan.net.n_parameters * plan.net.item_bytes
+    run.l2 = l2
+    run.clip_norm = -1 if clip_norm is None else clip_norm
+    run.key.seed = dropout_seed
+    run.key.stream = dropout_stream
+    run.key.epoch = first_epoch
+    run.stop = <const int32_t *>buffers.flat(stop, FNN_KIND_I32, 1, False, "stop")
+    losses = np.zeros(n_epochs)
+    seconds = np.zeros(n_epochs)
+    run.losses = <double *>buffers.flat(losses, FNN_KIND_F64, n_epochs, True, "losses")
+    run.seconds = <double *>buffers.flat(seconds, FNN_KIND_F64, n_epochs, True, "seconds")
+    n_bytes = plan.net.n_parameters * plan.net.item_bytes
+    try:
+        used = plan_chunk(&run, plan, batch_size, n_threads, True)
+        may_spin = used <= _cpu_count()
+        if clip_norm is not None or batch_size > w.rows:
+            run.gradient = <char *>malloc(n_bytes)
+        run.snapshot = <char *>malloc(n_bytes * (1 + run.n_slots))
+        if run.snapshot == NULL or (run.gradient == NULL and (clip_norm is not None or batch_size > w.rows)):
+            raise MemoryError(f"cannot allocate {n_bytes * (2 + run.n_slots)} bytes beside the model's parameters")
+        with nogil:
+            fnn_run(train_task, &run, used, may_spin)
+    finally:
+        free(w.memory)
+        free(run.gradient)
+        free(run.snapshot)
+    return (losses[: run.epochs_done], seconds[: run.epochs_done], run.epochs_done, run.steps_done,
+            STATUS_NAMES[run.status], run.bad_epoch, run.bad_batch, pending_error())
+
+
+def loss_and_gradient(NativePlan plan, X, labels, targets, sample_weight, int loss, double loss_parameter, parameters,
+                      double l2, gradient, int n_threads):
+    """Weighted mean loss over all rows; with `gradient` (flat, written) also l2/2 sum(W^2) and the gradient of both."""
+    cdef Buffers buffers = Buffers()
+    cdef Run run
+    cdef Workspace w
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64, used, may_spin
+    cdef double value = 0, seconds, penalty = 0
+    cdef Py_ssize_t l, item = plan.net.item_bytes
+    cdef Layer *layer
+    cdef char *g
+    run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, parameters)
+    if run.n_samples < 1 or n_threads < 1:
+        raise ValueError("rows and n_threads must be positive")
+    g = buffers.flat(gradient, kind, plan.net.n_parameters, True, "gradient")
+    run.gradient = g
+    run.loss_only = g == NULL
+    run.n_epochs = 1
+    run.losses = &value
+    run.seconds = &seconds
+    if g != NULL:
+        memset(g, 0, plan.net.n_parameters * item)
+    try:
+        used = plan_chunk(&run, plan, run.n_samples, n_threads, g != NULL)
+        may_spin = used <= _cpu_count()
+        with nogil:
+            fnn_run(train_task, &run, used, may_spin)
+            if g != NULL and l2 != 0:
+                for l in range(plan.net.n_layers):
+                    layer = &w.layers[l]
+                    plan.net.k.add_scaled(layer.fan_in * layer.fan_out, l2, layer.weights, g + layer.weight_at * item)
+                    penalty += plan.net.k.sum_of_squares(layer.fan_in * layer.fan_out, layer.weights)
+    finally:
+        free(w.memory)
+    error = pending_error()
+    if error is not None:
+        raise error
+    if run.status == DIVERGED and run.loss_only:
+        return float("nan")
+    return value + 0.5 * l2 * penalty
+
+
+# --- prediction --------------------------------------------------------------------------------------------------------------
+
+
+cdef struct Prediction:
+    const Network *net
+    Workspace *w
+    fnn_array x
+    bint gather
+    char **outputs                 # of each layer, contiguous (n_rows, fan_out); NULL where not wanted
+    char *jacobian                 # (n_rows, n_outputs, n_inputs), or NULL
+    Py_ssize_t rows_per_thread
+    bint check                     # look for NaN and infinity on the way
+    Py_ssize_t bad_row             # n_rows where all are finite
+    bint interrupted
+    double next_look
+
+
+cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, void *scratch) noexcept nogil:
+    """Rows [begin, end) of X, at most rows_per_thread of them, through this thread's part of the buffers."""
+    cdef const Network *net = p.net
+    cdef Workspace *w = p.w
+    cdef Py_ssize_t r0 = t * p.rows_per_thread, n = end - begin, r, l, at, item = net.item_bytes, o, row_bytes
+    cdef Layer *layer
+    cdef char *to
+    for r in range(n):
+        w.samples[r0 + r] = begin + r
+    point_rows(w, net, &p.x, p.gather, r0, r0 + n)
+    forward(w, net, r0, r0 + n, NULL, True, scratch)
+    for l in range(net.n_layers):
+        layer = &w.layers[l]
+        if p.outputs != NULL and p.outputs[l] != NULL:
+            row_bytes = layer.fan_out * item
+            for r in range(n):
+                memcpy(p.outputs[l] + (begin + r) * row_bytes, layer.y + (r0 + r) * layer.ld * item, row_bytes)
+    if p.jacobian == NULL:
+        return
+    layer = &w.layers[net.n_layers - 1]
+    at = r0 * layer.ld * item
+    for o in range(net.n_outputs):
+        net.k.link_jacobian(layer.activation, n, layer.fan_out, o, layer.z + at, layer.y + at, layer.ld,
+                            layer.delta + at, layer.ld)
+        backward(w, net, r0, r0 + n, False, scratch)
+        to = p.jacobian + (begin * net.n_outputs + o) * net.n_inputs * item
+        net.k.dense_backward(w.layers[0].delta_rows + r0, n, net.n_inputs, w.layers[0].weights, w.layers[0].fan_out,
+                             to, net.n_outputs * net.n_inputs, scratch)
+
+
+cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    cdef Prediction *p = <Prediction *>context
+    cdef Py_ssize_t n = p.x.n_rows, begin, end, at, stop, bad
+    cdef void *scratch = p.w.scratch + t * p.w.scratch_bytes
+    cdef double now
+    cdef int raised
+    begin = n * t // n_threads
+    end = n * (t + 1) // n_threads
+    at = begin
+    while at < end:
+        stop = least(at + p.rows_per_thread, end)
+        if p.check:
+            bad = fnn_first_bad_row(&p.x, at, stop, p.net.dtype)
+            if bad < stop:
+                p.bad_row = bad  # any of them will do for the message
+                return
+        predict_rows(p, at, stop, t, scratch)
+        at = stop
+        if t == 0 and at < end:
+            now = fnn_seconds()
+            if now >= p.next_look:
+                p.next_look = now + SIGNAL_SECONDS
+                with gil:
+                    raised = check_signals()
+                if raised:
+                    p.interrupted = True
+        if p.interrupted:
+            return
+
+
+def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n_threads):
+    """Forward pass over all rows.
+
+    outputs: a list with a contiguous array of the dtype per layer, or None where the layer is not wanted; jacobian:
+    (n, n_outputs, n_inputs) or None. Returns the number of a row that is not finite (with `check`), or -1.
+    """
+    cdef Buffers buffers = Buffers()
+    cdef Prediction p
+    cdef Workspace w
+    cdef Network *net = &plan.net
+    cdef int kind = FNN_KIND_F32 if net.dtype == FNN_F32 else FNN_KIND_F64, used, may_spin
+    cdef char *pointers[256]
+    cdef char **outs = pointers
+    cdef char *flat
+    cdef Py_ssize_t l
+    cdef double work
+    memset(&p, 0, sizeof(p))
+    memset(&w, 0, sizeof(w))
+    describe(buffers.get(X, False), &p.x)
+    if p.x.n_cols != net.n_inputs:
+        raise ValueError(f"X has {p.x.n_cols} features, but this model was built for {net.n_inputs} (layer_sizes[0])")
+    if p.x.n_rows == 0:
+        return -1
+    flat = buffers.flat(parameters, kind, net.n_parameters, False, "parameters")
+    p.jacobian = buffers.flat(jacobian, kind, p.x.n_rows * net.n_outputs * net.n_inputs, True, "jacobian")
+    p.net = net
+    p.w = &w
+    p.gather = not fnn_in_place(&p.x, net.dtype)
+    p.check = check
+    p.bad_row = p.x.n_rows
+    p.next_look = fnn_seconds() + SIGNAL_SECONDS
+    work = <double>p.x.n_rows * <double>net.multiply_adds
+    if p.jacobian != NULL:
+        work *= 1 + net.n_outputs
+    used = threads_for(work, n_threads)
+    may_spin = False
+    p.rows_per_thread = least(PREDICT_ROWS, (p.x.n_rows + used - 1) // used)
+    held = []
+    try:
+        if net.n_layers > 256:
+            outs = <char **>malloc(net.n_layers * sizeof(char *))
+            if outs == NULL:
+                raise MemoryError()
+        for l in range(net.n_layers):
+            outs[l] = NULL
+            if outputs[l] is not None:
+                # more arrays than Buffers holds, for a deep net: each has its own
+                holder = Buffers()
+                held.append(holder)
+                outs[l] = (<Buffers>holder).flat(outputs[l], kind, p.x.n_rows * plan.layers[l].fan_out, True, "outputs")
+        p.outputs = outs
+        workspace_init(&w, net, plan.layers, p.rows_per_thread * used, used, p.jacobian != NULL, False, p.gather)
+        set_parameters(&w, net, flat)
+        with nogil:
+            fnn_run(predict_task, &p, used, may_spin)
+    finally:
+        free(w.memory)
+        if outs != pointers:
+            free(outs)
+    error = pending_error()
+    if error is not None:
+        raise error
+    return p.bad_row if p.bad_row < p.x.n_rows else -1
+
+
+# --- the simple perceptron ------------------------------------------------------------------------------------------------------
+
+def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t max_epochs, bint shuffle, uint64_t seed,
+                   stop):
+    """Error-correction learning, one row at a time, until an epoch without a mistake.
+
+    targets: uint8 (n, n_outputs); weights (n_features, n_outputs), bias (n_outputs,): changed in place. Returns
+    (mistakes per epoch int64, status, exception).
+    """
+    cdef Buffers buffers = Buffers()
+    cdef fnn_array x
+    cdef bint is_float32 = weights.dtype == np.float32
+    cdef int dtype = FNN_F32 if is_float32 else FNN_F64, kind = FNN_KIND_F32 if is_float32 else FNN_KIND_F64
+    cdef int status = DONE, raised
+    cdef Py_ssize_t n, n_outputs = bias.shape[0], epoch = 0, i, mistakes = 0
+    cdef int64_t sample
+    cdef Py_ssize_t between, left
+    cdef const uint8_t *t
+    cdef char *w
+    cdef char *b
+    cdef char *row_copy
+    cdef char *scratch
+    cdef void *memory
+    cdef int64_t *order = NULL
+    cdef const void *row
+    cdef const int32_t *flag
+    cdef int64_t *counts
+    cdef bint gather
+    cdef double next_look
+    describe(buffers.get(X, False), &x)
+    n = x.n_rows
+    t = <const uint8_t *>buffers.flat(targets, FNN_KIND_U8, n * n_outputs, False, "targets")
+    w = buffers.flat(weights, kind, x.n_cols * n_outputs, True, "weights")
+    b = buffers.flat(bias, kind, n_outputs, True, "bias")
+    flag = <const int32_t *>buffers.flat(stop, FNN_KIND_I32, 1, False, "stop")
+    errors = np.zeros(max_epochs, np.int64)
+    counts = <int64_t *>buffers.flat(errors, FNN_KIND_I64, max_epochs, True, "errors")
+    gather = not fnn_in_place(&x, dtype)
+    memory = malloc(fnn_scratch_bytes(n_outputs) + x.n_cols * 8 + (n * sizeof(int64_t) if shuffle else 0) + 3 * FNN_ALIGN_BYTES)
+    if memory == NULL:
+        raise MemoryError(f"cannot allocate workspace for {n} rows")
+    scratch = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
+    row_copy = scratch + fnn_scratch_bytes(n_outputs)
+    if shuffle:
+        order = <int64_t *>(row_copy + (x.n_cols * 8 + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
+    between = 1000000 // (x.n_cols * n_outputs + 20) + 1
+    left = between
+    next_look = fnn_seconds() + SIGNAL_SECONDS
+    with nogil:
+        while epoch < max_epochs and status == DONE:
+            if shuffle:
+                fnn_permutation(KERNELS[dtype], seed, <uint64_t>epoch, n, order)
+            mistakes = 0
+            for i in range(n):
+                sample = order[i] if shuffle else i
+                if gather:
+                    fnn_gather(&x, &sample, 0, 1, dtype, row_copy, x.n_cols)
+                    row = row_copy
+                else:
+                    row = x.data + sample * x.row_stride_bytes
+                mistakes += KERNELS[dtype].perceptron_row(row, x.n_cols, n_outputs, t + sample * n_outputs,
+                                                          learning_rate, w, b, scratch)
+                left -= 1
+                if left == 0:
+                    left = between
+                    if flag != NULL and fnn_flag_get(flag):
+                        status = STOPPED
+                        break
+                    if fnn_seconds() >= next_look:
+                        next_look = fnn_seconds() + SIGNAL_SECONDS
+                        with gil:
+                            raised = check_signals()
+                        if raised:
+                            status = INTERRUPTED
+                            break
+            if status != DONE:
+                break
+            counts[epoch] = mistakes
+            epoch += 1
+            if mistakes == 0:
+                break
+    free(memory)
+    return errors[:epoch], STATUS_NAMES[status], pending_error()
