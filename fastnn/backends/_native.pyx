@@ -386,15 +386,23 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     return at - base
 
 
-cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
-                        bint backward, bint dropout, bint gather) except -1 nogil:
+cdef int try_workspace(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
+                       bint backward, bint dropout, bint gather) noexcept nogil:
+    """Allocate and lay out; -1 where memory is short."""
     cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, NULL)
     w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
     if w.memory == NULL:
-        with gil:
-            raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace for {rows} rows")
+        return -1
     lay_out(w, net, plan, rows, n_threads, backward, dropout, gather,
             <char *>((<size_t>w.memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES))
+    return 0
+
+
+cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
+                        bint backward, bint dropout, bint gather) except -1:
+    if try_workspace(w, net, plan, rows, n_threads, backward, dropout, gather) != 0:
+        raise MemoryError(f"cannot allocate {lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, NULL)} "
+                          f"bytes of workspace for {rows} rows")
     return 0
 
 
@@ -1140,3 +1148,96 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
                 break
     free(memory)
     return errors[:epoch], STATUS_NAMES[status], pending_error()
+
+
+# --- one call from Python to the kernels ------------------------------------------------------------------------------------------
+
+cdef object EMPTY = np.empty
+
+cdef enum:
+    # Multiply-adds under which a prediction takes about a microsecond, and keeps the GIL.
+    SHORT_WORK = 20000
+
+
+@cython.final
+cdef class Predictor:
+    """`MLP.predict` for the common case, with nothing between the call and the kernels.
+
+    Rows that can be read in place, few enough for one thread, are predicted here; everything else (lists, other dtypes,
+    large batches, `out`, bad input and its error message) goes to `fallback(X, out)`.
+    """
+
+    cdef NativePlan plan
+    cdef Buffers buffers
+    cdef char *parameters
+    cdef object dtype, fallback
+    cdef int kind
+
+    def __init__(self, NativePlan plan, parameters, fallback):
+        self.plan = plan
+        self.kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
+        self.dtype = parameters.dtype
+        self.fallback = fallback
+        self.buffers = Buffers()
+        self.parameters = self.buffers.flat(parameters, self.kind, plan.net.n_parameters, False, "parameters")
+
+    def __call__(self, X, out=None):
+        cdef Py_buffer view
+        cdef Py_buffer result
+        cdef fnn_array x
+        cdef double work
+        cdef int status = 1
+        if out is None and type(X) is np_ndarray:
+            try:
+                PyObject_GetBuffer(X, &view, PyBUF_STRIDED_RO | PyBUF_FORMAT)
+            except Exception:
+                return self.fallback(X, out)
+            try:
+                if (view.ndim == 1 or view.ndim == 2) and kind_of(&view) == self.kind:
+                    describe(&view, &x)
+                    work = <double>x.n_rows * <double>self.plan.net.multiply_adds
+                    if (x.n_cols == self.plan.net.n_inputs and work < 2 * WORK_PER_THREAD and x.n_rows > 0
+                            and fnn_in_place(&x, self.plan.net.dtype)):
+                        if view.ndim == 1:
+                            out = EMPTY(self.plan.net.n_outputs, self.dtype)
+                        else:
+                            out = EMPTY((x.n_rows, self.plan.net.n_outputs), self.dtype)
+                        PyObject_GetBuffer(out, &result, PyBUF_STRIDED)
+                        if work < SHORT_WORK:
+                            status = self.run(&x, <char *>result.buf)
+                        else:
+                            with nogil:
+                                status = self.run(&x, <char *>result.buf)
+                        PyBuffer_Release(&result)
+            finally:
+                PyBuffer_Release(&view)
+            if status == 0:
+                return out
+        return self.fallback(X, out if status == 1 else None)
+
+    cdef int run(self, const fnn_array *x, char *out) noexcept nogil:
+        """0 where done; 2 where a value is not finite or memory is short, which the fallback reports."""
+        cdef Workspace w
+        cdef Network *net = &self.plan.net
+        cdef Layer *last
+        cdef Py_ssize_t begin = 0, n, r, row_bytes = net.n_outputs * net.item_bytes
+        cdef Py_ssize_t rows = least(PREDICT_ROWS, x.n_rows)
+        if fnn_first_bad_row(x, 0, x.n_rows, net.dtype) < x.n_rows:
+            return 2
+        if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, False) != 0:
+            return 2
+        set_parameters(&w, net, self.parameters)
+        last = &w.layers[net.n_layers - 1]
+        while begin < x.n_rows:
+            n = least(rows, x.n_rows - begin)
+            for r in range(n):
+                w.layers[0].rows[r] = x.data + (begin + r) * x.row_stride_bytes
+            forward(&w, net, 0, n, NULL, True, w.scratch)
+            for r in range(n):
+                memcpy(out + (begin + r) * row_bytes, last.y + r * last.ld * net.item_bytes, row_bytes)
+            begin += n
+        free(w.memory)
+        return 0
+
+
+cdef object np_ndarray = np.ndarray

@@ -1,0 +1,150 @@
+"""The compiled backend: C kernels chosen for this machine, driven without the GIL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastnn.backends import _native
+from fastnn.backends.base import Backend, StopFlag, TrainJob, TrainResult
+from fastnn.tables.losses import LossRow
+
+__all__ = ["NativeBackend"]
+
+_ACTIVATIONS = {name: i for i, name in enumerate(_native.activation_names())}
+_LOSSES = {name: i for i, name in enumerate(_native.loss_names())}
+_OPTIMIZERS = {name: i for i, name in enumerate(_native.optimizer_names())}
+
+
+@lru_cache(maxsize=256)
+def _native_plan(plan: Any) -> _native.NativePlan:
+    """A Plan in the driver's terms. It holds shapes and table rows, no arrays."""
+    return _native.NativePlan(
+        plan.layer_sizes,
+        plan.dtype == np.float32,
+        [_ACTIVATIONS[name] for name in (*plan.activations, plan.output)],
+        plan.dropout,
+    )
+
+
+def _targets(y: np.ndarray, loss: LossRow) -> tuple[np.ndarray | None, np.ndarray | None, int, float]:
+    """(labels, targets, row of losses.def, its parameter) as the driver takes them."""
+    labels, targets = (y, None) if y.ndim == 1 else (None, y)
+    parameter = next(iter(loss.params.values()), 0.0)
+    return labels, targets, _LOSSES[loss.name], parameter
+
+
+class NativeBackend(Backend):
+    """See `fastnn.backends.base.Backend`; same bits for any number of threads and any batch."""
+
+    name = "native"
+
+    def predictor(
+        self, plan: Any, parameters: np.ndarray, fallback: Callable[[Any, Any], np.ndarray]
+    ) -> Callable[[Any, Any], np.ndarray]:
+        """A callable (X, out) with the shortest way to the kernels for rows that allow it."""
+        return _native.Predictor(_native_plan(plan), parameters, fallback)
+
+    def predict(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int
+    ) -> np.ndarray:
+        outputs = [None] * (plan.n_layers - 1) + [out]
+        _native.predict(_native_plan(plan), parameters, X, outputs, None, False, n_threads)
+        return out
+
+    def layer_outputs(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, n_threads: int
+    ) -> list[np.ndarray]:
+        outputs = [np.empty((len(X), width), plan.dtype) for width in plan.layer_sizes[1:]]
+        _native.predict(_native_plan(plan), parameters, X, outputs, None, False, n_threads)
+        return outputs
+
+    def input_gradient(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, n_threads: int
+    ) -> np.ndarray:
+        jacobian = np.empty((len(X), plan.n_outputs, plan.n_features), plan.dtype)
+        nothing = [None] * plan.n_layers
+        _native.predict(_native_plan(plan), parameters, X, nothing, jacobian, False, n_threads)
+        return jacobian
+
+    def loss(
+        self,
+        plan: Any,
+        parameters: np.ndarray,
+        X: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray | None,
+        loss: LossRow,
+        n_threads: int,
+    ) -> float:
+        labels, targets, row, parameter = _targets(y, loss)
+        return _native.loss_and_gradient(
+            _native_plan(plan), X, labels, targets, weight, row, parameter, parameters, 0.0, None, n_threads
+        )
+
+    def loss_and_gradient(
+        self,
+        plan: Any,
+        parameters: np.ndarray,
+        X: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray | None,
+        loss: LossRow,
+        l2: float,
+        n_threads: int,
+    ) -> tuple[float, np.ndarray]:
+        labels, targets, row, parameter = _targets(y, loss)
+        gradient = np.empty(plan.n_parameters, plan.dtype)
+        value = _native.loss_and_gradient(
+            _native_plan(plan), X, labels, targets, weight, row, parameter, parameters, l2, gradient, n_threads
+        )
+        return value, gradient
+
+    def train(
+        self, plan: Any, parameters: np.ndarray, slots: np.ndarray, job: TrainJob
+    ) -> TrainResult:
+        labels, targets, row, parameter = _targets(job.y, job.loss)
+        return TrainResult(
+            *_native.train(
+                _native_plan(plan),
+                job.X,
+                labels,
+                targets,
+                job.weight,
+                row,
+                parameter,
+                parameters,
+                slots,
+                _OPTIMIZERS[job.optimizer.kernel],
+                job.scalars,
+                job.orders,
+                job.batch_size,
+                job.n_epochs,
+                job.l2,
+                job.clip_norm,
+                job.dropout_seed,
+                job.dropout_stream,
+                job.first_epoch,
+                job.n_threads,
+                job.stop.flag,
+            )
+        )
+
+    def perceptron_fit(
+        self,
+        X: np.ndarray,
+        t: np.ndarray,
+        weights: np.ndarray,
+        bias: np.ndarray,
+        learning_rate: float,
+        max_epochs: int,
+        shuffle: bool,
+        seed: int,
+        stop: StopFlag,
+    ) -> tuple[np.ndarray, str, BaseException | None]:
+        return _native.perceptron_fit(
+            X, t, weights, bias, learning_rate, max_epochs, shuffle, seed, stop.flag
+        )
