@@ -25,7 +25,7 @@
 #define NR (NV * LANES)
 
 /* A gradient group: NG panels whose tile is updated in one call. */
-#define NG 4
+#define NG 8
 
 enum N(tile_flags) { N(TAIL) = 1, N(COLS) = 2 };
 
