@@ -54,6 +54,18 @@ class History:
             self._table[self.COLUMNS.index(name), self._size : end] = values
         self._size = end
 
+    def amend(self, **values: float) -> None:
+        """Set columns of the last epoch."""
+        for name, value in values.items():
+            self._table[self.COLUMNS.index(name), self._size - 1] = value
+
+    def last(self) -> dict[str, float]:
+        """The columns of the last epoch by name; those that are NaN, where nothing was measured,
+        left out.
+        """
+        column = self._table[:, self._size - 1].tolist()
+        return {k: v for k, v in zip(self.COLUMNS, column, strict=True) if v == v}
+
     def _column(self, name: str) -> np.ndarray:
         view = self._table[self.COLUMNS.index(name), : self._size]
         view.flags.writeable = False

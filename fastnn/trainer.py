@@ -33,6 +33,15 @@ from fastnn.validation import (
     resolve_seed,
 )
 
+try:
+    from fastnn.backends._native import fill_permutation
+except ImportError:
+
+    def fill_permutation(order: np.ndarray, seed: int, epoch: int) -> None:
+        """Write an epoch's order of the rows: the same numbers as the compiled one's."""
+        order[:] = rng.permutation(len(order), seed, epoch)
+
+
 __all__ = ["Trainer"]
 
 # Epochs that go to the backend in one call: enough that Python costs nothing, few enough that the
@@ -407,7 +416,7 @@ class Trainer:
         if self._shuffle and n_batches > 1:
             orders = np.empty((n_epochs, n), np.int64)
             for i in range(n_epochs):
-                orders[i] = rng.permutation(n, self._seed, self._epoch + i)
+                fill_permutation(orders[i], self._seed, self._epoch + i)
         self._train(
             data,
             n_epochs=n_epochs,

@@ -45,7 +45,9 @@ def test_arrays_are_read_only_and_keep_their_values():
     np.testing.assert_array_equal(before, expected)
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))]
+)
 @pytest.mark.parametrize("n_epochs", [0, 3])
 def test_copies_are_independent(copied, n_epochs):
     history = filled(n_epochs)

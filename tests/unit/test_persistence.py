@@ -114,8 +114,12 @@ def with_header(header: bytes, payload: bytes = b"") -> bytes:
         with_header(b'{"__metadata__":{"fastnn":"null"}}'),
         # More than the file can hold, in bytes, in one dimension, in many, below zero.
         (1 << 62).to_bytes(8, "little") + b"{}",
-        with_header(b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}', b"1234"),
-        with_header(b'{"a":{"dtype":"F32","shape":[' + b"9," * 4000 + b'9],"data_offsets":[0,4]}}', b"1234"),
+        with_header(
+            b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}', b"1234"
+        ),
+        with_header(
+            b'{"a":{"dtype":"F32","shape":[' + b"9," * 4000 + b'9],"data_offsets":[0,4]}}', b"1234"
+        ),
         with_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}', b"1234"),
         with_header(b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', b"1234"),
         with_header(b'{"a":{"dtype":"O","shape":[1],"data_offsets":[0,4]}}', b"1234"),
@@ -164,7 +168,10 @@ def test_sections_are_read_strictly():
         Section("f", "s", {}).take("a")
     with pytest.raises(ModelFormatError, match="'a' in s is bool, expected int"):
         Section("f", "s", {"a": True}).take("a", int)
-    with pytest.raises(ModelFormatError, match=r"unknown \['b'\] in s"), Section("f", "s", {"b": 1}):
+    with (
+        pytest.raises(ModelFormatError, match=r"unknown \['b'\] in s"),
+        Section("f", "s", {"b": 1}),
+    ):
         pass
     with pytest.raises(ModelFormatError, match="s: too small"), Section("f", "s", {}):
         raise ValueError("too small")
@@ -238,7 +245,9 @@ def test_failing_system_call_leaves_the_old_file(tmp_path, monkeypatch, step):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes and directory syncs are POSIX")
-def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(tmp_path, monkeypatch):
+def test_file_reaches_the_disk_before_its_name_and_the_name_before_the_return(
+    tmp_path, monkeypatch
+):
     calls = []
     fsync, replace = os.fsync, os.replace
 

@@ -121,7 +121,14 @@ def test_path():
 def test_native_arrays_are_not_copied(dtype):  # cases A1, A5, A8
     base = np.ones((6, 8), dtype)
     base.flags.writeable = False
-    for X in (base, base[::2], base[:, ::-1], base.T, base[:, 1:2], np.broadcast_to(base[0], (4, 8))):
+    for X in (
+        base,
+        base[::2],
+        base[:, ::-1],
+        base.T,
+        base[:, 1:2],
+        np.broadcast_to(base[0], (4, 8)),
+    ):
         assert np.shares_memory(check_X(X, None, F32), X)
 
 
@@ -166,7 +173,10 @@ def test_misaligned_arrays_are_realigned():
         (np.ones((2, 3), complex), "X is complex: .* X.real"),
         ([["a", "b"]], "X must hold real numbers, got dtype <U1"),
         ([[b"a"]], "X must hold real numbers"),
-        (np.array([["1.5"]], object), "X must hold real numbers, got '1.5' .str. at row 0, column 0"),
+        (
+            np.array([["1.5"]], object),
+            "X must hold real numbers, got '1.5' .str. at row 0, column 0",
+        ),
         (np.array([[1.0, None]], object), "got None .NoneType. at row 0, column 1"),
         (np.array([[1j]], object), "X must hold real numbers"),
         (np.array([["2020-01-01"]], "M8[D]"), "X must hold real numbers"),
@@ -200,7 +210,10 @@ def test_failing_conversions_are_type_errors():
         (3.0, r"X must have shape \(n_samples, n_features\), got \(\)"),
         ([1.0, 2.0], r"got \(2,\): use X.reshape\(1, -1\) for one row"),
         (np.ones((2, 3, 4)), r"got \(2, 3, 4\)"),
-        (np.ones((2, 12)), r"X has 12 features, but this model was built for 3 \(layer_sizes\[0\]\)"),
+        (
+            np.ones((2, 12)),
+            r"X has 12 features, but this model was built for 3 \(layer_sizes\[0\]\)",
+        ),
         ([[1, 2, np.nan]], "X contains nan at row 0, column 2"),
         ([[1, -np.inf, np.nan]], "X contains -inf at row 0, column 1"),
         ([[1, 2, 1e39]], r"X contains 1e\+39, beyond the range of float32 at row 0, column 2"),

@@ -17,7 +17,7 @@ def write(tmp_path):
 
 
 def test_numbers_and_a_categorical_target(write):
-    table = read_csv(write("a,kind, b \n1,red,2.5\n\n-3e2,\"blue, dark\", 4 \n"), target="kind")
+    table = read_csv(write('a,kind, b \n1,red,2.5\n\n-3e2,"blue, dark", 4 \n'), target="kind")
     np.testing.assert_array_equal(table.X, [[1, 2.5], [-300, 4]])
     assert table.feature_names == ("a", "b")
     assert table.target == ("red", "blue, dark")
