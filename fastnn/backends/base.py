@@ -1,0 +1,207 @@
+"""What a backend is: a few coarse methods, from whole predictions to whole epochs.
+
+All backends see the same validated arrays and the same batches (the Trainer draws the orders), so
+their results can be compared number by number. `fastnn.backends.reference` is the one to read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Backend", "StopFlag", "TrainJob", "TrainResult"]
+
+
+class StopFlag:
+    """A flag that any thread may set, and that compiled code polls without the GIL.
+
+    Attributes
+    ----------
+    flag : ndarray of shape (1,), int32
+        Not 0 where set.
+    """
+
+    def __init__(self) -> None:
+        self.flag = np.zeros(1, np.int32)
+
+    def set(self) -> None:
+        """Ask the running work to end at the next whole step."""
+        self.flag[0] = 1
+
+    def clear(self) -> None:
+        """Take the request back."""
+        self.flag[0] = 0
+
+    def is_set(self) -> bool:
+        """Whether somebody asked."""
+        return bool(self.flag[0])
+
+
+@dataclass
+class TrainJob:
+    """Epochs to train.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, n_features)
+        As `fastnn.validation.check_X` returns it: any native number type, any strides.
+    y : ndarray of shape (n,) int64, or (n, n_outputs) of the plan's dtype
+        Labels, or targets, as `encode_targets` returns them.
+    weight : ndarray of shape (n,), float64, or None
+        Weights of the rows.
+    loss : LossRow
+    optimizer : Optimizer
+    scalars : ndarray of shape (n_steps, K), float64
+        A row for each update, as `Optimizer.step_scalars` gives them.
+    orders : ndarray of shape (n_epochs, n), int64, or None
+        The rows of each epoch in their order; None is the natural order.
+    batch_size : int
+        Rows of an update; the last of an epoch may have fewer.
+    n_epochs : int
+    l2 : float
+        Adds ``l2 / 2 * sum(W**2)`` to the objective.
+    clip_norm : float or None
+        Largest norm of the gradient.
+    dropout_seed, dropout_stream, first_epoch : int
+        Key of the dropout masks (see `fastnn.rng.dropout_mask`); first_epoch is the number of
+        orders[0].
+    n_threads : int
+    stop : StopFlag
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray | None
+    loss: Any
+    optimizer: Any
+    scalars: np.ndarray
+    orders: np.ndarray | None
+    batch_size: int
+    n_epochs: int
+    l2: float = 0.0
+    clip_norm: float | None = None
+    dropout_seed: int = 0
+    dropout_stream: int = 2
+    first_epoch: int = 0
+    n_threads: int = 1
+    stop: StopFlag = field(default_factory=StopFlag)
+
+
+@dataclass
+class TrainResult:
+    """What a training call did.
+
+    Attributes
+    ----------
+    losses : ndarray of shape (epochs_done,), float64
+        Weighted mean of the rows' losses in each epoch, each row with the parameters of its
+        batch; without the l2 term.
+    seconds : ndarray of shape (epochs_done,), float64
+    epochs_done : int
+    steps_done : int
+        Updates made, counting those of an unfinished epoch.
+    status : "done", "stopped", "interrupted" or "diverged"
+    epoch, batch : int
+        Where it diverged, counted from 0 within this call.
+    exception : BaseException or None
+        What a signal handler raised; the caller raises it again when its books are in order.
+    """
+
+    losses: np.ndarray
+    seconds: np.ndarray
+    epochs_done: int
+    steps_done: int
+    status: str
+    epoch: int
+    batch: int
+    exception: BaseException | None
+
+
+class Backend(ABC):
+    """Computes what a `fastnn.plan.Plan` and its flat parameters describe.
+
+    Arguments have been validated. X is (n, n_features) as `check_X` returns it, y as
+    `encode_targets` returns it, weight float64 (n,) or None for ones.
+    """
+
+    name: str
+
+    @abstractmethod
+    def predict(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int
+    ) -> np.ndarray:
+        """Write the outputs after the output link into out, (n, n_outputs), and return it."""
+
+    @abstractmethod
+    def layer_outputs(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, n_threads: int
+    ) -> list[np.ndarray]:
+        """The outputs of every layer after its activation, each (n, fan_out)."""
+
+    @abstractmethod
+    def input_gradient(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, n_threads: int
+    ) -> np.ndarray:
+        """Derivatives of the outputs by the inputs, (n, n_outputs, n_features)."""
+
+    @abstractmethod
+    def loss(
+        self,
+        plan: Any,
+        parameters: np.ndarray,
+        X: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray | None,
+        loss: Any,
+        n_threads: int,
+    ) -> float:
+        """Weighted mean over the rows of their losses; 0.0 where all weights are 0."""
+
+    @abstractmethod
+    def loss_and_gradient(
+        self,
+        plan: Any,
+        parameters: np.ndarray,
+        X: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray | None,
+        loss: Any,
+        l2: float,
+        n_threads: int,
+    ) -> tuple[float, np.ndarray]:
+        """The loss plus ``l2 / 2 * sum(W**2)``, and its flat gradient in the plan's dtype."""
+
+    @abstractmethod
+    def train(
+        self, plan: Any, parameters: np.ndarray, slots: np.ndarray, job: TrainJob
+    ) -> TrainResult:
+        """Train epochs; parameters (P,) and slots (n_slots, P) are changed in place.
+
+        The gradient of a batch is ``sum_r w_r / sum(w) dL_r + l2 W``, scaled down to clip_norm.
+        A batch whose weights are all 0 moves nothing. Where the loss of a batch, or a parameter
+        at the end of an epoch, is not finite, parameters and slots are put back to the start of
+        that epoch and the status is "diverged".
+        """
+
+    @abstractmethod
+    def perceptron_fit(
+        self,
+        X: np.ndarray,
+        t: np.ndarray,
+        weights: np.ndarray,
+        bias: np.ndarray,
+        learning_rate: float,
+        max_epochs: int,
+        shuffle: bool,
+        seed: int,
+        stop: StopFlag,
+    ) -> tuple[np.ndarray, str, BaseException | None]:
+        """Error-correction learning until an epoch without a mistake.
+
+        t is uint8 (n, k) of 0 and 1; weights (n_features, k) and bias (k,) are changed in place.
+        The order of an epoch is ``rng.permutation(n, seed, epoch)`` with shuffle, else the
+        natural one. Returns (mistakes of each epoch int64, status, exception).
+        """

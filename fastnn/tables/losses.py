@@ -1,0 +1,469 @@
+"""Losses: the Python half of each row; the C half is csrc/losses.def.
+
+Per row of data the loss is the sum over the outputs; a batch's is the weighted mean of its rows'.
+Each loss has a natural output link, through which it is computed from the logits z: stable where
+the output itself would round to 0 or 1. Through any other link it is computed from the outputs y,
+and its gradient goes through the link's derivative. y, z, t: float64 of shape (n, n_outputs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastnn.tables.activations import ACTIVATIONS, LINKS, get_activation
+
+__all__ = [
+    "LOSSES",
+    "Huber",
+    "LossRow",
+    "Quantile",
+    "encode_targets",
+    "get_loss",
+    "resolve_loss",
+]
+
+Array = np.ndarray
+Params = dict[str, float]
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """One loss.
+
+    Attributes
+    ----------
+    name : str
+    value, gradient : callable (y, t, params)
+        Loss of each output, and its derivative by y. Shape (n, n_outputs).
+    logit_value, logit_gradient : callable (z, t, params)
+        The same through the natural link, the derivative by z.
+    natural_output : str
+    target_kind : "real", "nonnegative", "unit", "sign" or "classes"
+        Targets: any number; >= 0; in 0..1; -1 or 1; labels or rows of probabilities.
+    domain : tuple (low, high)
+        Outputs for which the loss is defined.
+    formula : str
+    params : dict
+        Of Huber and Quantile.
+    """
+
+    name: str
+    value: Callable[[Array, Array, Params], Array]
+    gradient: Callable[[Array, Array, Params], Array]
+    logit_value: Callable[[Array, Array, Params], Array]
+    logit_gradient: Callable[[Array, Array, Params], Array]
+    natural_output: str
+    target_kind: str
+    domain: tuple[float, float]
+    formula: str
+    params: Params = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.name, *self.params.items()))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value!r}" for name, value in self.params.items())
+        return f"{self.name}({inner})" if inner else self.name
+
+    def get_config(self) -> dict[str, Any]:
+        """Name and parameters, for files."""
+        return {"name": self.name, **self.params}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get_loss, (self.get_config(),)
+
+    def rows_from_logits(self, z: Array, t: Array) -> Array:
+        """Loss of each row, through the natural link."""
+        return self.logit_value(z, t, self.params).sum(axis=1)
+
+    def rows_from_outputs(self, y: Array, t: Array) -> Array:
+        """Loss of each row, through any other link."""
+        return self.value(y, t, self.params).sum(axis=1)
+
+
+def _xlog(t: Array, y: Array) -> Array:
+    """t log y, and 0 where t is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(t == 0, 0.0, t * np.log(y))
+
+
+def _ratio(t: Array, y: Array) -> Array:
+    """t / y, and 0 where t is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(t == 0, 0.0, t / y)
+
+
+def _exp(z: Array) -> Array:
+    return LINKS["exp"].f(z)
+
+
+def _sigmoid(z: Array) -> Array:
+    return ACTIVATIONS["sigmoid"].f(z)
+
+
+def _huber(e: Array, delta: float) -> Array:
+    a = np.abs(e)
+    return np.where(a > delta, delta * (a - 0.5 * delta), 0.5 * e * e)
+
+
+def _pinball(e: Array, q: float) -> Array:
+    return np.where(e < 0, (q - 1.0) * e, q * e)
+
+
+def _pinball_slope(e: Array, q: float) -> Array:
+    return np.where(e > 0, -q, np.where(e < 0, 1.0 - q, 0.0))
+
+
+def _log_softmax(z: Array) -> Array:
+    shifted = z - z.max(axis=1, keepdims=True)
+    first = z.argmax(axis=1)[:, None]
+    e = np.exp(shifted)
+    np.put_along_axis(e, first, 0.0, axis=1)  # the largest is 1: kept out, so that log1p sees the rest
+    return shifted - np.log1p(e.sum(axis=1, keepdims=True))
+
+
+def _through_identity(
+    value: Callable[[Array, Array, Params], Array],
+    gradient: Callable[[Array, Array, Params], Array],
+) -> dict[str, Any]:
+    """The four functions of a loss whose natural link is the identity."""
+    return {
+        "value": value,
+        "gradient": gradient,
+        "logit_value": value,
+        "logit_gradient": gradient,
+        "natural_output": "identity",
+    }
+
+
+_ALL = (-math.inf, math.inf)
+_ROWS = (
+    LossRow(
+        "squared_error",
+        **_through_identity(lambda y, t, p: 0.5 * (y - t) ** 2, lambda y, t, p: y - t),
+        target_kind="real",
+        domain=_ALL,
+        formula="(y - t)^2 / 2",
+    ),
+    LossRow(
+        "absolute_error",
+        **_through_identity(lambda y, t, p: np.abs(y - t), lambda y, t, p: np.sign(y - t)),
+        target_kind="real",
+        domain=_ALL,
+        formula="|y - t|",
+    ),
+    LossRow(
+        "huber",
+        **_through_identity(
+            lambda y, t, p: _huber(y - t, p["delta"]),
+            lambda y, t, p: np.clip(y - t, -p["delta"], p["delta"]),
+        ),
+        target_kind="real",
+        domain=_ALL,
+        formula="e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2); e = y - t",
+        params={"delta": 1.0},
+    ),
+    LossRow(
+        "quantile",
+        **_through_identity(
+            lambda y, t, p: _pinball(t - y, p["q"]), lambda y, t, p: _pinball_slope(t - y, p["q"])
+        ),
+        target_kind="real",
+        domain=_ALL,
+        formula="q e where e >= 0, else (q - 1) e; e = t - y",
+        params={"q": 0.5},
+    ),
+    LossRow(
+        "poisson",
+        value=lambda y, t, p: y - _xlog(t, y),
+        gradient=lambda y, t, p: 1.0 - _ratio(t, y),
+        logit_value=lambda z, t, p: _exp(z) - t * z,
+        logit_gradient=lambda z, t, p: _exp(z) - t,
+        natural_output="exp",
+        target_kind="nonnegative",
+        domain=(0.0, math.inf),
+        formula="y - t log(y)",
+    ),
+    LossRow(
+        "binary_cross_entropy",
+        value=lambda y, t, p: -_xlog(t, y) - _xlog(1.0 - t, 1.0 - y),
+        gradient=lambda y, t, p: _ratio(1.0 - t, 1.0 - y) - _ratio(t, y),
+        logit_value=lambda z, t, p: ACTIVATIONS["softplus"].f(z) - t * z,
+        logit_gradient=lambda z, t, p: _sigmoid(z) - t,
+        natural_output="sigmoid",
+        target_kind="unit",
+        domain=(0.0, 1.0),
+        formula="-t log(y) - (1 - t) log(1 - y)",
+    ),
+    LossRow(
+        "cross_entropy",
+        value=lambda y, t, p: -_xlog(t, y),
+        gradient=lambda y, t, p: -_ratio(t, y),
+        logit_value=lambda z, t, p: -t * _log_softmax(z),
+        logit_gradient=lambda z, t, p: np.exp(_log_softmax(z)) * t.sum(axis=1, keepdims=True) - t,
+        natural_output="softmax",
+        target_kind="classes",
+        domain=(0.0, math.inf),
+        formula="-sum_i t_i log(y_i)",
+    ),
+    LossRow(
+        "hinge",
+        **_through_identity(
+            lambda y, t, p: np.maximum(0.0, 1.0 - t * y),
+            lambda y, t, p: np.where(t * y < 1, -t, 0.0),
+        ),
+        target_kind="sign",
+        domain=_ALL,
+        formula="max(0, 1 - t y)",
+    ),
+)
+
+LOSSES = {row.name: row for row in _ROWS}
+"""Losses by name, with the default parameters."""
+
+_NATURAL = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp": "poisson"}
+
+
+def _with_params(name: str, params: Params) -> LossRow:
+    row = LOSSES[name]
+    return row.__class__(**{**{f: getattr(row, f) for f in row.__dataclass_fields__}, "params": params})
+
+
+def Huber(delta: float = 1.0) -> LossRow:
+    """Squared error near the target, absolute error beyond `delta` (Huber 1964).
+
+    Parameters
+    ----------
+    delta : float, default 1.0
+        Greater than 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        delta is no such number.
+    """
+    return _with_params("huber", {"delta": _check_param(delta, "delta", math.inf)})
+
+
+def Quantile(q: float = 0.5) -> LossRow:
+    """The pinball loss, whose minimum is the q-quantile (Koenker & Bassett 1978).
+
+    Parameters
+    ----------
+    q : float, default 0.5
+        Between 0 and 1, both excluded.
+
+    Raises
+    ------
+    TypeError, ValueError
+        q is no such number.
+    """
+    return _with_params("quantile", {"q": _check_param(q, "q", 1.0)})
+
+
+def _check_param(value: Any, name: str, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not 0 < value < high:
+        raise ValueError(f"{name} must be > 0 and < {high}, got {value}")
+    return float(value)
+
+
+_CONSTRUCTORS: dict[str, Callable[..., LossRow]] = {"huber": Huber, "quantile": Quantile}
+
+
+def get_loss(config: str | dict[str, Any]) -> LossRow:
+    """A loss from its name, or from what `LossRow.get_config` returned.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no such loss, or no such parameter.
+    """
+    params = dict(config) if isinstance(config, dict) else {"name": config}
+    name = params.pop("name", None)
+    if name not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
+    if not params:
+        return LOSSES[name]
+    if set(params) != set(LOSSES[name].params):
+        raise ValueError(f"loss {name!r} has no parameters {sorted(params)}")
+    return _CONSTRUCTORS[name](**params)
+
+
+def resolve_loss(loss: str | LossRow | None, output: str) -> LossRow:
+    """The loss that goes with an output.
+
+    Parameters
+    ----------
+    loss : str, LossRow or None
+        None is the natural one of the output: cross_entropy for softmax, binary_cross_entropy
+        for sigmoid, poisson for exp, else squared_error.
+    output : str
+        The output link or activation.
+
+    Raises
+    ------
+    TypeError
+        Neither a name nor a loss object.
+    ValueError
+        There is no such loss, or the outputs can leave its domain.
+    """
+    if loss is None:
+        return LOSSES[_NATURAL.get(output, "squared_error")]
+    if isinstance(loss, str):
+        row = get_loss(loss)
+    elif isinstance(loss, LossRow):
+        row = loss
+    else:
+        raise TypeError(
+            f"loss must be one of {', '.join(LOSSES)}, or a loss object such as Huber(delta=1.0); "
+            f"got {loss!r}"
+        )
+    low, high = get_activation(output).range
+    if low < row.domain[0] or high > row.domain[1]:
+        raise ValueError(
+            f"loss {row.name!r} is defined for outputs in {list(row.domain)}, but output "
+            f"{output!r} gives {[low, high]}: use output={row.natural_output!r}"
+        )
+    return row
+
+
+# Targets ------------------------------------------------------------------------------------------
+
+
+def encode_targets(
+    loss: LossRow, y: Any, n_samples: int, n_outputs: int, dtype: np.dtype, name: str = "y"
+) -> Array:
+    """Targets as the backends take them.
+
+    Parameters
+    ----------
+    loss : LossRow
+    y : array-like of shape (n_samples, n_outputs), or (n_samples,) with one output
+        For cross_entropy also integer labels of shape (n_samples,), 0 to n_outputs - 1.
+    n_samples, n_outputs : int
+    dtype : dtype
+        Of the model.
+    name : str, default "y"
+        For messages.
+
+    Returns
+    -------
+    ndarray
+        Labels int64 (n_samples,), or targets of `dtype` (n_samples, n_outputs), C-contiguous.
+
+    Raises
+    ------
+    TypeError
+        Not numbers.
+    ValueError
+        The wrong shape, NaN or infinity, or values that the loss does not have.
+    """
+    array = _as_numbers(y, name)
+    if loss.target_kind == "classes" and _are_labels(array, n_outputs):
+        return _encode_labels(array, n_samples, n_outputs, name)
+    if array.ndim == 1 and n_outputs == 1:
+        array = array[:, None]
+    if array.shape != (n_samples, n_outputs):
+        shapes = f"({n_samples}, {n_outputs})"
+        if loss.target_kind == "classes":
+            shapes = f"({n_samples},) with integer labels, or {shapes} with a probability per class"
+        elif n_outputs == 1:
+            shapes += f" or ({n_samples},)"
+        hint = ""
+        if loss.target_kind == "classes" and array.ndim == 1 and array.dtype.kind == "f":
+            hint = f": labels must be integers, as {name}.astype(int)"
+        raise ValueError(
+            f"{name} must have shape {shapes}, got {array.shape} of dtype {array.dtype}{hint}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        targets = np.ascontiguousarray(array, dtype)
+    bad = _first(~np.isfinite(targets))
+    if bad is not None:
+        raise ValueError(
+            f"{name} contains {array[bad]} at row {bad[0]}, column {bad[1]}: remove or replace "
+            f"such entries, or scale the column into the range of {np.dtype(dtype)}"
+        )
+    _check_kind(loss, targets, array, name)
+    return targets
+
+
+def _as_numbers(y: Any, name: str) -> Array:
+    if hasattr(y, "toarray") and hasattr(y, "nnz"):
+        raise TypeError(f"{name} is sparse ({type(y).__name__}): use {name}.toarray()")
+    try:
+        array = np.asarray(y)
+        if array.dtype.kind == "O":
+            if any(isinstance(item, str | bytes | complex) for item in array.flat):
+                raise TypeError
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be an array of real numbers, got {type(y).__name__}: encode classes as "
+            f"integers 0, 1, ... first {error}".rstrip()
+        ) from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {array.dtype}: encode classes as integers "
+            "0, 1, ... first (np.unique(y, return_inverse=True))"
+        )
+    return array
+
+
+def _are_labels(array: Array, n_outputs: int) -> bool:
+    if array.dtype.kind not in "iub":
+        return False
+    return array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1 and n_outputs > 1)
+
+
+def _encode_labels(array: Array, n_samples: int, n_outputs: int, name: str) -> Array:
+    labels = array.reshape(-1)
+    if len(labels) != n_samples:
+        raise ValueError(f"{name} has {len(labels)} labels, but X has {n_samples} rows")
+    wrong = (labels < 0) | (labels >= n_outputs)
+    if wrong.any():
+        values = np.unique(labels[wrong])
+        shown = ", ".join(str(v) for v in values[:5]) + (", ..." if len(values) > 5 else "")
+        raise ValueError(
+            f"{name} must hold labels 0 to {n_outputs - 1} (one per output), got {shown}: encode "
+            f"them first, as np.unique({name}, return_inverse=True)[1]"
+        )
+    return np.ascontiguousarray(labels, np.int64)
+
+
+def _check_kind(loss: LossRow, targets: Array, array: Array, name: str) -> None:
+    """Raise for values that the loss does not have."""
+    if loss.target_kind == "real":
+        return
+    if loss.target_kind == "sign":
+        wrong, expected = np.abs(targets) != 1, "-1 or 1: with 0 and 1, use 2 * y - 1"
+    elif loss.target_kind == "unit":
+        wrong, expected = (targets < 0) | (targets > 1), "between 0 and 1"
+    else:
+        wrong, expected = targets < 0, "0 or greater"
+    bad = _first(wrong)
+    if bad is not None:
+        raise ValueError(
+            f"{name} has {array[bad]} at row {bad[0]}, but targets of {loss.name} are {expected}"
+        )
+    if loss.target_kind == "classes":
+        sums = targets.sum(axis=1, dtype=np.float64)
+        bad = _first(np.abs(sums - 1.0) > 1e-3)
+        if bad is not None:
+            raise ValueError(
+                f"row {bad[0]} of {name} sums to {sums[bad]:g}, but the probabilities of a row sum "
+                "to 1: divide by the sum, or give integer labels"
+            )
+
+
+def _first(mask: Array) -> tuple[int, ...] | None:
+    """Index of the first True."""
+    if not mask.any():
+        return None
+    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
