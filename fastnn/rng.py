@@ -75,10 +75,9 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     if n < 2:
         return order
     block = np.arange(n // 2, dtype=np.uint64)
-    words = philox4x32(
-        (block & _LOW, block >> _HALF, np.uint64(epoch & 0xFFFFFFFF), np.uint64(SHUFFLE_STREAM << 28)),
-        seed,
-    ).astype(np.uint64)
+    epoch_word, stream_word = np.uint64(epoch & 0xFFFFFFFF), np.uint64(SHUFFLE_STREAM << 28)
+    words = philox4x32((block & _LOW, block >> _HALF, epoch_word, stream_word), seed)
+    words = words.astype(np.uint64)
     draws = np.empty(2 * len(block), np.uint64)
     draws[0::2] = words[0] | words[1] << _HALF
     draws[1::2] = words[2] | words[3] << _HALF

@@ -54,8 +54,10 @@ class Schedule:
         raise NotImplementedError
 
     def bind(self, learning_rate: float) -> Schedule:
-        """This schedule, with this base rate where it has none of its own."""
-        return self if self.learning_rate is not None else replace(self, learning_rate=learning_rate)
+        """The same schedule, with this base rate where it has none of its own."""
+        if self.learning_rate is not None:
+            return self
+        return replace(self, learning_rate=learning_rate)
 
     def __call__(self, step: Any) -> Any:
         if self.learning_rate is None:
@@ -381,4 +383,6 @@ def _rate(value: Any, step: int) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"the schedule's rate of step {step} must be a number, got {value!r}") from None
+        raise TypeError(
+            f"the schedule's rate of step {step} must be a number, got {value!r}"
+        ) from None

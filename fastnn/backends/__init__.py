@@ -15,8 +15,10 @@ _IMPLEMENTATIONS = {
     "native": (
         "fastnn.backends.native",
         "NativeBackend",
-        "the compiled extension is missing: install a wheel of fastnn-mlp, or build one with "
-        "`pip install .`; backend='reference' runs without it, slowly",
+        (
+            "the compiled extension is missing: install a wheel of fastnn-mlp, or build one with "
+            "`pip install .`; backend='reference' runs without it, slowly"
+        ),
     ),
     "reference": ("fastnn.backends.reference", "ReferenceBackend", ""),
 }
@@ -43,4 +45,5 @@ def get_backend(name: str) -> Backend:
     try:
         return getattr(import_module(module), class_name)()
     except ImportError as error:
-        raise BackendUnavailable(f"backend {name!r} is not available: {remedy} ({error})") from error
+        message = f"backend {name!r} is not available: {remedy} ({error})"
+        raise BackendUnavailable(message) from error

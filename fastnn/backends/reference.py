@@ -100,9 +100,7 @@ class ReferenceBackend(Backend):
 
     name = "reference"
 
-    def predict(
-        self, plan: Any, parameters: Array, X: Array, out: Array, n_threads: int
-    ) -> Array:
+    def predict(self, plan: Any, parameters: Array, X: Array, out: Array, n_threads: int) -> Array:
         out[:] = _forward(plan, parameters, X, []).outputs[-1]
         return out
 
@@ -190,7 +188,7 @@ class ReferenceBackend(Backend):
                 if job.stop.is_set():
                     return _result(losses, seconds, step, "stopped")
                 rows = order[start : start + job.batch_size]
-                value, moved = self._step(plan, parameters, slots, job, rows, epoch, step)
+                value = self._step(plan, parameters, slots, job, rows, epoch, step)
                 total += value
                 step += 1
                 if not np.isfinite(value):
@@ -213,7 +211,7 @@ class ReferenceBackend(Backend):
         rows: Array,
         epoch: int,
         step: int,
-    ) -> tuple[float, bool]:
+    ) -> float:
         """One update; returns the weighted sum of the rows' losses before it."""
         weight = None if job.weight is None else job.weight[rows]
         total_weight = float(len(rows)) if weight is None else float(weight.sum())
@@ -236,7 +234,7 @@ class ReferenceBackend(Backend):
                 plan, parameters, job.X[rows], job.y[rows], weight, job.loss, job.l2, masks
             )
             if total_weight == 0 or not np.isfinite(value):
-                return value * total_weight, False
+                return value * total_weight
             if job.clip_norm is not None:
                 norm = float(np.sqrt(g @ g))
                 if norm > job.clip_norm:
@@ -244,7 +242,7 @@ class ReferenceBackend(Backend):
             w, s = parameters.astype(np.float64), slots.astype(np.float64)
             job.optimizer.update(w, g, s, job.scalars[step])
             parameters[:], slots[:] = w, s
-        return value * total_weight, True
+        return value * total_weight
 
     def perceptron_fit(
         self,

@@ -70,7 +70,8 @@ def _normal_cdf(z: Array) -> Array:
 
 
 def _normal_pdf(z: Array) -> Array:
-    return np.exp(-0.5 * np.minimum(np.abs(z), 1e100) ** 2) / math.sqrt(2.0 * math.pi)
+    # exp(-40^2 / 2) is 0 already; the square of more could overflow.
+    return np.exp(-0.5 * np.minimum(np.abs(z), 40.0) ** 2) / math.sqrt(2.0 * math.pi)
 
 
 def _silu_derivative(z: Array) -> Array:
@@ -114,7 +115,8 @@ _ROWS = (
     ActivationRow(
         "elu", lambda z: np.where(z < 0, _expm1_below_zero(z), z),
         lambda z, y: np.where(y > 0, 1.0, y + 1.0), False, (-1.0, _INFINITE),
-        "z where z >= 0, else exp(z) - 1", "Clevert, Unterthiner & Hochreiter 2016, arXiv:1511.07289",
+        "z where z >= 0, else exp(z) - 1",
+        "Clevert, Unterthiner & Hochreiter 2016, arXiv:1511.07289",
     ),
     ActivationRow(
         "selu",
@@ -125,7 +127,8 @@ _ROWS = (
         "Klambauer et al. 2017, arXiv:1706.02515",
     ),
     ActivationRow(
-        "gelu", lambda z: z * _normal_cdf(z), lambda z, y: _normal_cdf(z) + z * _normal_pdf(z), True,
+        "gelu", lambda z: z * _normal_cdf(z),
+        lambda z, y: _normal_cdf(z) + z * _normal_pdf(z), True,
         (-0.17, _INFINITE), "z (1 + erf(z / sqrt(2))) / 2",
         "Hendrycks & Gimpel 2016, arXiv:1606.08415",
     ),

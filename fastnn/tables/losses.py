@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -87,13 +87,13 @@ class LossRow:
 
 
 def _xlog(t: Array, y: Array) -> Array:
-    """t log y, and 0 where t is 0."""
+    """``t log(y)``, and 0 where t is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(t == 0, 0.0, t * np.log(y))
 
 
 def _ratio(t: Array, y: Array) -> Array:
-    """t / y, and 0 where t is 0."""
+    """``t / y``, and 0 where t is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(t == 0, 0.0, t / y)
 
@@ -123,7 +123,8 @@ def _log_softmax(z: Array) -> Array:
     shifted = z - z.max(axis=1, keepdims=True)
     first = z.argmax(axis=1)[:, None]
     e = np.exp(shifted)
-    np.put_along_axis(e, first, 0.0, axis=1)  # the largest is 1: kept out, so that log1p sees the rest
+    # The largest is 1: kept out, so that log1p sees what the others leave.
+    np.put_along_axis(e, first, 0.0, axis=1)
     return shifted - np.log1p(e.sum(axis=1, keepdims=True))
 
 
@@ -230,8 +231,7 @@ _NATURAL = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp"
 
 
 def _with_params(name: str, params: Params) -> LossRow:
-    row = LOSSES[name]
-    return row.__class__(**{**{f: getattr(row, f) for f in row.__dataclass_fields__}, "params": params})
+    return replace(LOSSES[name], params=params)
 
 
 def Huber(delta: float = 1.0) -> LossRow:

@@ -137,7 +137,7 @@ def _columns(rates: Array, *columns: Array | float) -> Array:
 
 
 def _running_product(start: float, factor: Array | float, n: int) -> Array:
-    """start * factor, start * factor**2, ... each from the one before: n products."""
+    """``start * factor, start * factor**2, ...``: n products, each from the one before."""
     return np.cumprod(np.concatenate([[start], np.broadcast_to(factor, n)]))[1:]
 
 
