@@ -36,8 +36,10 @@ static int dtype;
 static size_t item;
 
 static void put(void *array, ptrdiff_t i, double value) {
-    if (dtype == FNN_F32) ((float *)array)[i] = (float)value;
-    else ((double *)array)[i] = value;
+    if (dtype == FNN_F32)
+        ((float *)array)[i] = (float)value;
+    else
+        ((double *)array)[i] = value;
 }
 
 static void *filled(ptrdiff_t n, double low, double high) {
@@ -86,7 +88,8 @@ static const double scalars[8] = {0.01, 0.9, 0.7, 0.2, 0.8, 0.3, 1e-3, 0.99};
 
 static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out, void *scratch) {
     void *x = filled(n * fan_in, -2, 2), *w = filled(fan_in * fan_out, -1, 1), *b = filled(fan_out, -1, 1);
-    void *z = get(SIZE(n * fan_out)), *d = get(SIZE(n * fan_in)), *g = get(SIZE(fan_in * fan_out)), *gb = get(SIZE(fan_out));
+    void *z = get(SIZE(n * fan_out)), *d = get(SIZE(n * fan_in)), *g = get(SIZE(fan_in * fan_out)),
+         *gb = get(SIZE(fan_out));
     const void **x_rows = pointers(x, n, fan_in);
     k->dense_forward(x_rows, n, fan_in, w, b, fan_out, z, fan_out, scratch);
     say("dense_forward", "", n, fan_in, fan_out, hashed_reals(SEED, z, n * fan_out));
@@ -99,10 +102,23 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
         for (int s = 0; s < 4; s++) slots[s] = filled(s < 2 ? fan_in * fan_out : fan_out, 0.1, 1);
         memcpy(w2, w, SIZE(fan_in * fan_out));
         memcpy(b2, b, SIZE(fan_out));
-        fnn_gradient job = {.input_rows = x_rows, .delta = z, .ldd = fan_out, .n_rows = n, .fan_in = fan_in, .fan_out = fan_out,
-                            .gradient = optimizer < 0 ? g : NULL, .bias_gradient = optimizer < 0 ? gb : NULL,
-                            .optimizer = optimizer, .scalars = scalars, .l2 = 0.01, .weights = w2, .bias = b2,
-                            .weight_a = slots[0], .weight_b = slots[1], .bias_a = slots[2], .bias_b = slots[3]};
+        fnn_gradient job = {.input_rows = x_rows,
+                            .delta = z,
+                            .ldd = fan_out,
+                            .n_rows = n,
+                            .fan_in = fan_in,
+                            .fan_out = fan_out,
+                            .gradient = optimizer < 0 ? g : NULL,
+                            .bias_gradient = optimizer < 0 ? gb : NULL,
+                            .optimizer = optimizer,
+                            .scalars = scalars,
+                            .l2 = 0.01,
+                            .weights = w2,
+                            .bias = b2,
+                            .weight_a = slots[0],
+                            .weight_b = slots[1],
+                            .bias_a = slots[2],
+                            .bias_b = slots[3]};
         k->dense_gradient(&job, 0, k->gradient_units(fan_in, fan_out), scratch);
         uint64_t h = optimizer < 0 ? hashed_reals(hashed_reals(SEED, g, fan_in * fan_out), gb, fan_out)
                                    : hashed_reals(hashed_reals(SEED, w2, fan_in * fan_out), b2, fan_out);
@@ -159,8 +175,13 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width, void *scr
     for (int loss = 0; loss < FNN_N_LOSSES; loss++)
         for (size_t l = 0; l < sizeof links / sizeof *links; l++) {
             void *z = filled(n * width, -4, 4), *t = filled(n * width, 0.05, 0.95), *d = get(SIZE(n * width));
-            fnn_loss job = {.loss = loss, .link = links[l], .parameter = 0.4, .n_outputs = width, .targets = t,
-                            .sample_weight = weight, .total_weight = total};
+            fnn_loss job = {.loss = loss,
+                            .link = links[l],
+                            .parameter = 0.4,
+                            .n_outputs = width,
+                            .targets = t,
+                            .sample_weight = weight,
+                            .total_weight = total};
             /* Losses of positive outputs are not defined on links that go below 0. */
             int positive = links[l] != FNN_ACTIVATION_identity && links[l] != FNN_ACTIVATION_tanh;
             if (positive || !strstr("poisson binary_cross_entropy cross_entropy", fnn_loss_name(loss))) {
@@ -169,8 +190,7 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width, void *scr
                 k->loss(&job, n, z, width, samples, d, width, row_loss, scratch);
                 char name[64];
                 snprintf(name, sizeof name, "%s+%s", fnn_loss_name(loss), fnn_activation_name(links[l]));
-                say("loss", name, n, width, 0,
-                    hashed_doubles(hashed_reals(SEED, d, n * width), row_loss, n));
+                say("loss", name, n, width, 0, hashed_doubles(hashed_reals(SEED, d, n * width), row_loss, n));
             }
             free(z), free(t), free(d);
         }
@@ -181,7 +201,8 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width, void *scr
 }
 
 int main(int argc, char **argv) {
-    static const ptrdiff_t widths[] = {1, 2, 3, 4, 5, 7, 8, 10, 15, 16, 17, 31, 33, 64, 65, 100, 255, 256, 257, 300, 700};
+    static const ptrdiff_t widths[] = {1,  2,  3,  4,  5,   7,   8,   10,  15,  16, 17,
+                                       31, 33, 64, 65, 100, 255, 256, 257, 300, 700};
     const int n_widths = sizeof widths / sizeof *widths;
     int isa = fnn_isa_best();
     for (int i = 0; argc > 1 && i < fnn_isa_count(); i++)

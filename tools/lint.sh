@@ -17,7 +17,8 @@ check "ruff format" ruff format --check .
 check "codespell" codespell fastnn csrc tests tools docs benches ./*.md ./*.toml ./*.py
 check "cython-lint" cython-lint fastnn
 check "mypy" mypy
-check "clang-format" bash -c 'clang-format --dry-run --Werror csrc/*.c csrc/*.h'
+# Templates are left out: clang-format takes N(name) for a call and formats declarations as products.
+check "clang-format" clang-format --dry-run --Werror csrc/*.c csrc/fastnn.h csrc/layout.h csrc/target.h tools/*.c
 
 if ((${#failed[@]})); then
     printf 'lint failed: %s\n' "${failed[*]}" >&2
