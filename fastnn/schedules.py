@@ -319,7 +319,7 @@ def get_schedule(config: str | dict[str, Any]) -> Schedule:
     TypeError, ValueError
         There is no such schedule or setting, or a setting is out of its bounds.
     """
-    settings = dict(config) if isinstance(config, dict) else {"name": config}
+    settings: dict[str, Any] = dict(config) if isinstance(config, dict) else {"name": config}
     name = settings.pop("name", None)
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {name!r}")

@@ -18,7 +18,9 @@ doi 10.1038/323533a0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +36,17 @@ __all__ = ["ReferenceBackend"]
 Array = np.ndarray
 
 
+def _quietly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Without NumPy's warnings: infinities and NaN are results here, as in compiled code."""
+
+    @wraps(method)
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return method(*args, **kwargs)
+
+    return quiet
+
+
 @dataclass
 class _Pass:
     """What a forward pass leaves for the backward pass; all float64."""
@@ -47,7 +60,8 @@ class _Pass:
 def _forward(plan: Any, parameters: Array, X: Array, masks: list[Array | None]) -> _Pass:
     weights, biases = plan.views(parameters.astype(np.float64))
     names = (*plan.activations, plan.output)
-    result = _Pass([X.astype(np.float64)], [], [], [])
+    # Like every backend: the rows as the model's dtype holds them, whatever type they came in.
+    result = _Pass([X.astype(plan.dtype, order="C").astype(np.float64)], [], [], [])
     for layer in range(plan.n_layers):
         z = result.inputs[-1] @ weights[layer] + biases[layer]
         y = get_activation(names[layer]).f(z)
@@ -71,17 +85,19 @@ def _backward(plan: Any, parameters: Array, passed: _Pass, delta: Array) -> list
         if layer > 0:
             if passed.factors[layer - 1] is not None:
                 d = d * passed.factors[layer - 1]
-            below = get_activation(plan.activations[layer - 1])
-            d = d * below.df(passed.z[layer - 1], passed.outputs[layer - 1])
+            derivative = get_activation(plan.activations[layer - 1]).df
+            assert derivative is not None
+            d = d * derivative(passed.z[layer - 1], passed.outputs[layer - 1])
         deltas.insert(0, d)
     return deltas
 
 
 def _through_link(output: str, z: Array, y: Array, dy: Array) -> Array:
     """From the derivative by the outputs to that by the logits."""
-    if output == "softmax":
+    derivative = get_activation(output).df
+    if derivative is None:  # softmax
         return y * (dy - (dy * y).sum(axis=1, keepdims=True))
-    return dy * get_activation(output).df(z, y)
+    return dy * derivative(z, y)
 
 
 def _losses(plan: Any, loss: LossRow, z: Array, y: Array, t: Array) -> tuple[Array, Array]:
@@ -100,13 +116,16 @@ class ReferenceBackend(Backend):
 
     name = "reference"
 
+    @_quietly
     def predict(self, plan: Any, parameters: Array, X: Array, out: Array, n_threads: int) -> Array:
         out[:] = _forward(plan, parameters, X, []).outputs[-1]
         return out
 
+    @_quietly
     def layer_outputs(self, plan: Any, parameters: Array, X: Array, n_threads: int) -> list[Array]:
         return [y.astype(plan.dtype) for y in _forward(plan, parameters, X, []).outputs]
 
+    @_quietly
     def input_gradient(self, plan: Any, parameters: Array, X: Array, n_threads: int) -> Array:
         passed = _forward(plan, parameters, X, [])
         z, y = passed.z[-1], passed.outputs[-1]
@@ -118,6 +137,7 @@ class ReferenceBackend(Backend):
             gradient[:, output] = _backward(plan, parameters, passed, delta)[0]
         return gradient
 
+    @_quietly
     def loss(
         self,
         plan: Any,
@@ -132,6 +152,7 @@ class ReferenceBackend(Backend):
         rows, _ = _losses(plan, loss, passed.z[-1], passed.outputs[-1], y)
         return _weighted_mean(rows, weight)
 
+    @_quietly
     def loss_and_gradient(
         self,
         plan: Any,
@@ -174,6 +195,7 @@ class ReferenceBackend(Backend):
             db[layer][:] = deltas[layer].sum(axis=0)
         return _weighted_mean(rows, weight), gradient
 
+    @_quietly
     def train(self, plan: Any, parameters: Array, slots: Array, job: TrainJob) -> TrainResult:
         n = len(job.X)
         losses: list[float] = []
@@ -229,19 +251,18 @@ class ReferenceBackend(Backend):
             else None
             for layer, rate in enumerate(plan.dropout)
         ]
-        with np.errstate(all="ignore"):  # what is not finite is found and reported
-            value, g = self._gradient(
-                plan, parameters, job.X[rows], job.y[rows], weight, job.loss, job.l2, masks
-            )
-            if total_weight == 0 or not np.isfinite(value):
-                return value * total_weight
-            if job.clip_norm is not None:
-                norm = float(np.sqrt(g @ g))
-                if norm > job.clip_norm:
-                    g *= job.clip_norm / norm
-            w, s = parameters.astype(np.float64), slots.astype(np.float64)
-            job.optimizer.update(w, g, s, job.scalars[step])
-            parameters[:], slots[:] = w, s
+        value, g = self._gradient(
+            plan, parameters, job.X[rows], job.y[rows], weight, job.loss, job.l2, masks
+        )
+        if total_weight == 0 or not np.isfinite(value):
+            return value * total_weight
+        if job.clip_norm is not None:
+            norm = float(np.sqrt(g @ g))
+            if norm > job.clip_norm:
+                g *= job.clip_norm / norm
+        w, s = parameters.astype(np.float64), slots.astype(np.float64)
+        job.optimizer.update(w, g, s, job.scalars[step])
+        parameters[:], slots[:] = w, s
         return value * total_weight
 
     def perceptron_fit(

@@ -74,6 +74,10 @@ class Optimizer:
     def n_slots(self) -> int:
         raise NotImplementedError
 
+    @property
+    def learning_rate(self) -> float:
+        raise NotImplementedError
+
     def init_slots(self, slots: Array) -> None:
         """Fill fresh state, (n_slots, n_parameters)."""
         slots[:] = 0
@@ -393,7 +397,7 @@ class RMSprop(Optimizer):
         return 1 if self.momentum == 0 else 2
 
     def step_scalars(self, counters: Counters, rates: Array) -> tuple[Array, Counters]:
-        columns = [rates, self.rho, 1.0 - self.rho, self.epsilon]
+        columns: list[Array | float] = [rates, self.rho, 1.0 - self.rho, self.epsilon]
         if self.momentum != 0:
             columns.append(self.momentum)
         return _columns(rates, *columns), counters
@@ -696,7 +700,7 @@ def get_optimizer(config: str | dict[str, Any]) -> Optimizer:
     TypeError, ValueError
         There is no such optimizer or setting, or a setting is out of its bounds.
     """
-    settings = dict(config) if isinstance(config, dict) else {"name": config}
+    settings: dict[str, Any] = dict(config) if isinstance(config, dict) else {"name": config}
     name = settings.pop("name", None)
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {name!r}")
