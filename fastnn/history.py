@@ -87,12 +87,17 @@ class History:
     def seconds(self) -> np.ndarray:
         return self._column("seconds")
 
+    @property
+    def table(self) -> np.ndarray:
+        """All columns, in the order of `COLUMNS`: a copy of shape (4, n_epochs)."""
+        return self._table[:, : self._size].copy()
+
     def __len__(self) -> int:
         """Number of epochs."""
         return self._size
 
     def __getstate__(self) -> np.ndarray:
-        return self._table[:, : self._size].copy()
+        return self.table
 
     def __setstate__(self, table: np.ndarray) -> None:
         self._table = table

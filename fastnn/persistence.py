@@ -166,7 +166,7 @@ class Section:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ModelFormatError):
             return
-        if isinstance(error, ValueError | TypeError | KeyError | OverflowError | MemoryError):
+        if isinstance(error, ValueError | TypeError | OverflowError | MemoryError | RecursionError):
             raise ModelFormatError(f"{self.path}: {self.name}: {error}") from error
         if error is None and self._content:
             raise ModelFormatError(f"{self.path}: unknown {sorted(self._content)} in {self.name}")

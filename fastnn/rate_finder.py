@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RateSearch", "find_learning_rate"]
 
-SMOOTHING = 0.9  # of the running mean of the losses
+SAMPLE_ROWS = 1024  # whose loss is watched, at most: the same ones, so that noise cannot mislead
+SMOOTHED_STEPS = 5  # that the slope is taken over
 BLOW_UP = 3.0  # times the first loss above the lowest: beyond, larger rates tell nothing
 
 
@@ -31,7 +32,7 @@ class RateSearch:
     rates : ndarray of shape (n_steps,), float64
         Growing; ends early where training blew up.
     losses : ndarray of shape (n_steps,), float64
-        The running mean of the batch losses, each before the step with that rate.
+        On one fixed sample of the rows, each after the step with that rate.
     suggestion : float
         The rate where the loss fell fastest.
     """
@@ -129,32 +130,38 @@ def find_learning_rate(
     X, y, weight = check_data(model.plan, trainer.loss, X, y, sample_weight)
     batch_size = min(batch_size, len(X))
 
+    def of(rows: np.ndarray) -> tuple[Any, ...]:
+        return X[rows], y[rows], None if weight is None else weight[rows]
+
     generator = np.random.Generator(np.random.PCG64(seed))
+    # Rows without weight say nothing, and alone could not be averaged.
+    counting = np.arange(len(X)) if weight is None else np.flatnonzero(weight)
+    sample = of(np.sort(generator.permutation(counting)[:SAMPLE_ROWS]))
     left = np.empty(0, np.int64)
     losses: list[float] = []
-    mean = 0.0
-    for step in range(n_steps):
+    for _ in range(n_steps):
         if len(left) < batch_size:
             left = generator.permutation(len(X))
         rows, left = left[:batch_size], left[batch_size:]
         try:
-            loss = trainer.step(X[rows], y[rows], None if weight is None else weight[rows])
+            trainer.step(*of(rows))
         except DivergenceError:
             break
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        losses.append(mean / (1 - SMOOTHING ** (step + 1)))
-        if losses[-1] - min(losses) > BLOW_UP * abs(losses[0]):
+        losses.append(trainer.evaluate(*sample))
+        if not losses[-1] - min(losses) <= BLOW_UP * abs(losses[0]):
+            losses.pop()
             break
     return _suggest(tried[: len(losses)], np.array(losses))
 
 
 def _suggest(rates: np.ndarray, losses: np.ndarray) -> RateSearch:
-    if len(losses) < 3:
+    if len(losses) < SMOOTHED_STEPS:
         raise ValueError("training blew up at once: lower `lowest`, or scale the features")
-    lowest_at = int(np.argmin(losses))
-    slopes = np.gradient(losses, np.log(rates))[: lowest_at + 1]
-    if not (slopes < 0).any():
+    # Rates grow by one factor, so differences are slopes over the logarithm of the rate.
+    falls = losses[: 1 - SMOOTHED_STEPS] - losses[SMOOTHED_STEPS - 1 :]
+    steepest = int(np.argmax(falls))
+    if not falls[steepest] > 0:
         raise ValueError(
             f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: widen the range"
         )
-    return RateSearch(rates, losses, float(rates[int(np.argmin(slopes))]))
+    return RateSearch(rates, losses, float(rates[steepest + SMOOTHED_STEPS // 2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import signal
 import threading
 import warnings
@@ -21,9 +22,15 @@ from fastnn.history import History
 from fastnn.mlp import MLP, check_data
 from fastnn.persistence import Section, Tensors, read_file, write_file
 from fastnn.plan import check_memory
-from fastnn.schedules import resolve_schedule
-from fastnn.tables.losses import LossRow, resolve_loss
-from fastnn.tables.optimizers import LBFGS, Optimizer, resolve_optimizer
+from fastnn.schedules import Schedule, get_schedule, resolve_schedule
+from fastnn.tables.losses import LossRow, get_loss, resolve_loss
+from fastnn.tables.optimizers import (
+    LBFGS,
+    LBFGSState,
+    Optimizer,
+    get_optimizer,
+    resolve_optimizer,
+)
 from fastnn.threads import resolve_n_threads
 from fastnn.validation import (
     check_choice,
@@ -45,13 +52,19 @@ except ImportError:
 __all__ = ["Trainer"]
 
 # Epochs that go to the backend in one call: enough that Python costs nothing, few enough that the
-# drawn orders (32 MB) and the scalars of the steps (tens of MB) stay small beside the data.
+# drawn orders (32 MB) and the scalars of the steps (tens of MB) stay small beside the data, and
+# that a stop does not wait for orders that nobody will use.
+FIRST_CHUNK_EPOCHS = 16
 MAX_CHUNK_INDICES = 1 << 22
 MAX_CHUNK_STEPS = 1 << 20
+MAX_CHUNK_SECONDS = 0.1
 
 # Streams of the dropout masks: `fit` counts epochs and rows, `step` counts its own calls.
 FIT_STREAM = 2
 STEP_STREAM = 3
+
+CUSTOM_SCHEDULE = "custom"
+"""Stands in a file for a schedule that is a function of the user."""
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -76,7 +89,7 @@ class Trainer:
         Reported losses do not contain it.
     clip_norm : float, optional
         Scales the gradient down where its norm is larger.
-    schedule : schedule object or callable, optional
+    schedule : str, schedule object or callable, optional
         The learning rate of each step, counted from 0; by default the optimizer's.
     seed : int, optional
         Of the orders and the dropout masks, ``0 <= seed < 2**64``. By default a fresh one is
@@ -131,7 +144,7 @@ class Trainer:
         shuffle: bool = True,
         l2: float = 0.0,
         clip_norm: float | None = None,
-        schedule: Callable[[int], float] | None = None,
+        schedule: str | Callable[[int], float] | None = None,
         seed: int | None = None,
         n_threads: int | None = None,
     ) -> None:
@@ -151,7 +164,7 @@ class Trainer:
         self._clip_norm = (
             None if clip_norm is None else check_real(clip_norm, "clip_norm", low=0, low_open=True)
         )
-        self._schedule = schedule
+        self._set_schedule(schedule)
         self._seed = resolve_seed(seed)
         self._n_threads = None if n_threads is None else resolve_n_threads(n_threads)
         self._check_combination()
@@ -167,6 +180,7 @@ class Trainer:
         self._slots = np.zeros((self._optimizer.n_slots, plan.n_parameters), plan.dtype)
         self._optimizer.init_slots(self._slots)
         self._counters = self._optimizer.init_counters()
+        self._lbfgs = LBFGSState()
         self._epoch = 0
         self._n_steps = 0
         self._n_step_calls = 0
@@ -174,6 +188,10 @@ class Trainer:
         self.history = History()
         self._stop = StopFlag()
         self._thread: int | None = None
+
+    def _set_schedule(self, schedule: str | Callable[[int], float] | None) -> None:
+        self._schedule = get_schedule(schedule) if isinstance(schedule, str) else schedule
+        resolve_schedule(self._schedule, self._optimizer.learning_rate)  # raises where it is none
 
     def _check_combination(self) -> None:
         """Raise for settings that LBFGS cannot follow."""
@@ -295,11 +313,16 @@ class Trainer:
             for callback in callbacks:
                 if hasattr(callback, "on_fit_begin"):
                     callback.on_fit_begin(self, keys)
+            chunk = 1 if watched else FIRST_CHUNK_EPOCHS
             while len(history) < epochs and not self._stop.is_set():
-                n_before = len(history)
-                run(data, 1 if watched else epochs - n_before, n_threads, history)
-                if not watched or len(history) == n_before:
+                n_before, start = len(history), perf_counter()
+                run(data, min(chunk, epochs - n_before), n_threads, history)
+                if not watched:
+                    if perf_counter() - start < MAX_CHUNK_SECONDS:
+                        chunk *= 2
                     continue
+                if len(history) == n_before:
+                    continue  # stopped in the middle of the epoch
                 logs = {"epoch": self._epoch, **history.last()}
                 if validation is not None:
                     loss = self._loss_on(validation, n_threads)
@@ -504,6 +527,34 @@ class Trainer:
             history,
         )
 
+    def _run_lbfgs(self, data: Data, n_epochs: int, n_threads: int, history: History) -> None:
+        """One iteration; the parameters of the model are where it starts and where it ends."""
+        model, optimizer = self._model, self._optimizer
+        assert isinstance(optimizer, LBFGS)
+        backend = get_backend(model.backend)
+
+        def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+            parameters = point.astype(model.plan.dtype)
+            value, gradient = backend.loss_and_gradient(
+                model.plan, parameters, *data, self._loss, self._l2, n_threads
+            )
+            return value, gradient.astype(np.float64)
+
+        start = perf_counter()
+        state = copy.deepcopy(self._lbfgs)
+        x, loss = optimizer.iterate(objective, model.parameters.astype(np.float64), state)
+        if not (np.isfinite(loss) and np.isfinite(x).all()):
+            raise self._divergence(0, history)
+        if self._l2:
+            loss = self._loss_on(data, n_threads)
+        with _interrupts_stop(self._stop):
+            model.parameters[:] = x
+            self._lbfgs = state
+            self._epoch += 1
+            self._n_steps += 1
+            for record in (history, self.history):
+                record.extend(loss=[loss], seconds=[perf_counter() - start])
+
     def _loss_on(self, data: Data, n_threads: int) -> float:
         model = self._model
         return get_backend(model.backend).loss(
@@ -518,6 +569,161 @@ class Trainer:
         X, y, weight = (*validation_data, None)[:3]
         names = tuple(f"validation {name}" for name in ("X", "y", "sample_weight"))
         return check_data(self._model.plan, self._loss, X, y, weight, names=names)
+
+    # Keeping ----------------------------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Write the model and where its training stands, whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+
+        Raises
+        ------
+        OSError
+            The file system refused; a file that was there before is as it was.
+        RuntimeError
+            Another thread is training the model at this moment.
+        """
+        if self._model._training.locked() and self._thread != threading.get_ident():
+            raise RuntimeError(
+                "this model is being trained already, by another thread: wait for it, or save "
+                "from a callback"
+            )
+        sections, tensors = self._model._to_file()
+        sections["trainer"] = {
+            "loss": self._loss.get_config(),
+            "optimizer": self._optimizer.get_config(),
+            "schedule": _schedule_to_file(self._schedule),
+            "batch_size": self._batch_size,
+            "shuffle": self._shuffle,
+            "l2": self._l2,
+            "clip_norm": self._clip_norm,
+            "seed": self._seed,
+            "rate_factor": self._rate_factor,
+            "epoch": self._epoch,
+            "n_steps": self._n_steps,
+            "n_step_calls": self._n_step_calls,
+            "counters": self._counters,
+            "lbfgs_pairs": len(self._lbfgs.s),
+        }
+        tensors["trainer.history"] = self.history.table
+        for i, slot in enumerate(self._slots):
+            tensors[f"trainer.slot.{i}"] = slot
+        for i, (s, y) in enumerate(zip(self._lbfgs.s, self._lbfgs.y, strict=True)):
+            tensors[f"trainer.lbfgs.{i}"] = np.stack([s, y])
+        write_file(path, "trainer", sections, tensors)
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        *,
+        schedule: str | Callable[[int], float] | None = None,
+        n_threads: int | None = None,
+        backend: str = "native",
+    ) -> Trainer:
+        """Read what `save` wrote, and continue with the same bits.
+
+        Parameters
+        ----------
+        path : path-like
+        schedule : str, schedule object or callable, optional
+            In place of the saved one; needed where that was a function of the user.
+        n_threads : int, optional
+        backend : str, default "native"
+
+        Returns
+        -------
+        Trainer
+            Its model is ``trainer.model``.
+
+        Raises
+        ------
+        ModelFormatError
+            The file is no saved training, is truncated, or was altered.
+        ValueError
+            The schedule was a function and `schedule` is not given.
+        OSError
+            The file cannot be read.
+        BackendUnavailable
+            The backend does not exist on this machine.
+        """
+        engine = get_backend(check_choice(backend, "backend", BACKENDS))
+        header, tensors = read_file(path, "trainer")
+        with header:
+            header.take("kind")
+            model = MLP._from_file(header, tensors, engine)
+            with header.section("trainer") as section:
+                saved_schedule = section.take("schedule", dict, str, type(None))
+                custom = saved_schedule == CUSTOM_SCHEDULE
+                if isinstance(saved_schedule, str) and not custom:
+                    raise ModelFormatError(f"{path}: schedule {saved_schedule!r}")
+                if isinstance(saved_schedule, dict):
+                    saved_schedule = get_schedule(saved_schedule)
+                trainer = cls(
+                    model,
+                    loss=get_loss(section.take("loss", dict)),
+                    optimizer=get_optimizer(section.take("optimizer", dict)),
+                    batch_size=section.take("batch_size", int, str),
+                    shuffle=section.take("shuffle", bool),
+                    l2=section.take("l2", float),
+                    clip_norm=section.take("clip_norm", float, type(None)),
+                    schedule=None if custom else saved_schedule,
+                    seed=section.take("seed", int),
+                    n_threads=n_threads,
+                )
+                trainer._restore(section, tensors)
+        tensors.finish()
+        if schedule is not None:
+            trainer._set_schedule(schedule)
+        elif custom:
+            raise ValueError(
+                f"the schedule of {path} was a function, which cannot be saved: give it again, as "
+                "Trainer.load(path, schedule=...)"
+            )
+        return trainer
+
+    def _restore(self, section: Section, tensors: Tensors) -> None:
+        """Take the state out of a file."""
+        plan = self._model.plan
+        self.rate_factor = section.take("rate_factor", float)
+        for name in ("epoch", "n_steps", "n_step_calls"):
+            setattr(self, f"_{name}", check_int(section.take(name, int), name, low=0))
+        with section.section("counters") as counters:
+            self._counters = {
+                name: check_real(counters.take(name, int, float), name)
+                for name in self._optimizer.init_counters()
+            }
+        for i in range(len(self._slots)):
+            self._slots[i] = tensors.take(f"trainer.slot.{i}", (plan.n_parameters,), plan.dtype)
+        n_pairs = section.take("lbfgs_pairs", int)
+        limit = self._optimizer.history if isinstance(self._optimizer, LBFGS) else 0
+        for i in range(check_int(n_pairs, "lbfgs_pairs", low=0, high=limit)):
+            pair = tensors.take(f"trainer.lbfgs.{i}", (2, plan.n_parameters), np.float64)
+            s, y = pair.astype(np.float64)
+            self._lbfgs.s.append(s)
+            self._lbfgs.y.append(y)
+        shape = (len(History.COLUMNS), -1)
+        table = tensors.take("trainer.history", shape, np.float64)
+        self.history.extend(**dict(zip(History.COLUMNS, table, strict=True)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to a running fit stays behind.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_stop", "_thread")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _stop=StopFlag(), _thread=None)
+
+
+def _schedule_to_file(schedule: Any) -> dict[str, Any] | str | None:
+    if schedule is None:
+        return None
+    try:
+        return schedule.get_config() if isinstance(schedule, Schedule) else CUSTOM_SCHEDULE
+    except TypeError:  # a function of the user inside one of ours
+        return CUSTOM_SCHEDULE
 
 
 @contextlib.contextmanager

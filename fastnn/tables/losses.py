@@ -400,7 +400,7 @@ def _as_numbers(y: Any, name: str) -> Array:
     try:
         array = np.asarray(y)
         if array.dtype.kind == "O":
-            if any(isinstance(item, str | bytes | complex) for item in array.flat):
+            if any(item is None or isinstance(item, str | bytes | complex) for item in array.flat):
                 raise TypeError
             array = array.astype(np.float64)
     except (TypeError, ValueError) as error:

@@ -125,19 +125,18 @@ def test_kinds_of_arrays(make):  # cases A1, A4, A8, B13
 @pytest.mark.parametrize(
     ("X", "t", "kind", "message"),
     [
-        (INPUTS, [0, 1, 2, 1], ValueError, "t must be 0 or 1, got 2.0"),
-        (INPUTS, [-1, 1, 1, 1], ValueError, "t must be 0 or 1, got -1.0"),
+        (INPUTS, [0, 1, 2, 1], ValueError, "t must be 0 or 1, got 2:"),
+        (INPUTS, [-1, 1, 1, 1], ValueError, "t must be 0 or 1, got -1:"),
         (INPUTS, [0, 1, np.nan, 1], ValueError, "t must be 0 or 1, got nan"),
         (INPUTS, [0, 1], ValueError, r"t must have shape \(4,\) or \(4, n_outputs\), got \(2,\)"),
         (INPUTS, np.zeros((4, 0)), ValueError, "t must have shape"),
         (INPUTS, list("abab"), TypeError, "t must hold real numbers"),
         (INPUTS[:0], [], ValueError, r"X has shape \(0, 2\)"),
         (INPUTS[:, :0], AND, ValueError, r"X has shape \(4, 0\)"),
-        (INPUTS * np.inf, AND, ValueError, "X contains nan"),
+        (INPUTS + np.inf, AND, ValueError, "X contains inf"),
         (INPUTS[0], AND, ValueError, "X must have shape"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_wrong_data_change_nothing(make, X, t, kind, message):
     unit = make().fit(INPUTS, OR)
     with pytest.raises(kind, match=message):

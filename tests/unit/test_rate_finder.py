@@ -69,7 +69,7 @@ def test_plot(model):
         ({"n_steps": 3}, ValueError),
         ({"batch_size": 0}, ValueError),
         ({"loss": "nope"}, ValueError),
-        ({"schedule": fastnn.StepDecay(0.1, 3)}, TypeError),
+        ({"schedule": fastnn.StepDecay(0.1)}, TypeError),
         ({"optimizer": "lbfgs"}, ValueError),
         ({"lowest": 1e20, "highest": 1e30, "optimizer": SGD()}, ValueError),
         ({"sample_weight": np.ones(3)}, ValueError),

@@ -27,7 +27,7 @@ WEIGHT = _data.uniform(0.1, 2, N)
 STEPPED = sorted(set(OPTIMIZERS) - {"lbfgs"})
 SCHEDULES = {
     "none": None,
-    "step": fastnn.StepDecay(0.05, every=7, factor=0.5),
+    "step": fastnn.StepDecay(0.05, every=7, drop=0.5),
     "cosine": fastnn.CosineDecay(0.05, 40),
     "callable": lambda step: 0.05 / (1 + step),
 }
@@ -55,7 +55,7 @@ def state(trainer):
         "epoch": trainer.epoch,
         "steps": trainer.n_steps,
         "loss": trainer.history.loss.tolist(),
-        "rate": trainer.history.learning_rate.tolist(),
+        "rate": trainer.history.learning_rate.tobytes(),  # NaN, unlike NaN, equals itself
     }
 
 
@@ -97,12 +97,15 @@ def test_an_epoch_is_the_written_out_loop(make, batch_size, shuffle, weighted): 
 def test_every_epoch_has_its_own_order(make):  # case S14
     orders = [rng.permutation(N, 2, epoch).tolist() for epoch in range(4)]
     assert len({tuple(order) for order in orders}) == 4
-    # One row per step at a vanishing rate: the loss of each step names its row.
-    trainer = make(optimizer=fastnn.SGD(learning_rate=1e-300), batch_size=1, model={"dtype": "float64"})
-    first = trainer.fit(X, Y, epochs=1)
-    again = trainer.fit(X, Y, epochs=1)
-    assert first.loss[0] != again.loss[0]  # summed in another order
-    assert first.loss[0] == pytest.approx(again.loss[0], rel=1e-12)
+    # From the same weights, the second epoch of one trainer differs from the first of another.
+    first, second = make(), make()
+    second.fit(X, Y, epochs=1)
+    second.model.parameters[:] = first.model.parameters
+    second._slots[:] = 0
+    second._counters = second.optimizer.init_counters()
+    first.fit(X, Y, epochs=1)
+    second.fit(X, Y, epochs=1)
+    assert first.model.parameters.tobytes() != second.model.parameters.tobytes()
 
 
 def test_ones_as_weights_change_nothing(make):  # case W1
@@ -280,6 +283,7 @@ def test_chunks_of_epochs_do_not_show(make, monkeypatch):
     assert state(many) == state(one)
     other = make(model={"dropout": 0.5})
     monkeypatch.setattr(trainer_module, "MAX_CHUNK_STEPS", 1)
+    monkeypatch.setattr(trainer_module, "FIRST_CHUNK_EPOCHS", 3)
     other.fit(X, Y, epochs=7)
     assert state(other) == state(one)
 
@@ -381,8 +385,8 @@ def test_the_model_of_a_saved_training(make, tmp_path):
         ("shuffle", 1),
         ("clip_norm", 0.0),
         ("l2", None),
-        ("loss", {"name": "nope", "params": {}}),
-        ("loss", {"name": "huber", "params": {"delta": -1.0}}),
+        ("loss", {"name": "nope"}),
+        ("loss", {"name": "huber", "delta": -1.0}),
         ("loss", "huber"),
         ("optimizer", {"name": "nope"}),
         ("optimizer", {"name": "adam", "learning_rate": -1.0}),
@@ -472,7 +476,7 @@ def test_validation_loss_is_that_of_evaluate(make):
         ({"n_threads": 0}, ValueError),
         ({"n_threads": 1.5}, TypeError),
         ({"optimizer": "lbfgs", "clip_norm": 1.0}, ValueError),
-        ({"optimizer": "lbfgs", "schedule": fastnn.StepDecay(0.1, 3)}, ValueError),
+        ({"optimizer": "lbfgs", "schedule": fastnn.StepDecay(0.1)}, ValueError),
         ({"optimizer": "lbfgs", "model": {"dropout": 0.5}}, ValueError),
     ],
 )
@@ -486,6 +490,7 @@ def test_model_must_be_one():
         Trainer([3, 2])
 
 
+HUGE = 1e200  # squared, it is beyond float64
 NAN_ROW = X.copy()
 NAN_ROW[3, 1] = np.nan
 
@@ -517,14 +522,13 @@ def test_wrong_data_change_nothing(make, arguments, kind, message):
     trainer = make()
     trainer.fit(X, Y, epochs=1)
     before = state(trainer)
-    arguments = {"X": X, "y": Y, "epochs": 1, **arguments}
     with pytest.raises(kind, match=message):
-        trainer.fit(**arguments)
+        trainer.fit(**{"X": X, "y": Y, "epochs": 1, **arguments})
     assert state(trainer) == before
-    if set(arguments) == {"X", "y", "epochs"} and arguments["epochs"] == 1:
+    if arguments.keys() <= {"X", "y"}:
         for method in (trainer.step, trainer.evaluate):
             with pytest.raises(kind, match=message):
-                method(arguments["X"], arguments["y"])
+                method(arguments.get("X", X), arguments.get("y", Y))
         assert state(trainer) == before
     trainer.fit(X, Y, epochs=1)  # and goes on
 
@@ -559,11 +563,13 @@ def test_attributes_that_hold_state_cannot_be_set(make):
 @pytest.mark.parametrize("name", STEPPED)
 def test_divergence_puts_back_the_start_of_the_epoch(make, name):  # cases N10, P10
     """Three good epochs, then one whose third batch cannot have a finite loss."""
-    trainer, twin = (make(optimizer=name, shuffle=False) for _ in range(2))
+    trainer, twin = (
+        make(optimizer=name, shuffle=False, model={"dtype": "float64"}) for _ in range(2)
+    )
     trainer.fit(X, Y, epochs=3)
     twin.fit(X, Y, epochs=3)
     huge = Y.copy()
-    huge[9] = 1e38  # squared, it is beyond float32
+    huge[9] = HUGE
     with pytest.raises(DivergenceError, match="epoch 3, batch 2") as caught:
         trainer.fit(X, huge, epochs=2)
     assert (caught.value.epoch, caught.value.batch) == (3, 2)
@@ -585,19 +591,19 @@ def test_divergence_keeps_the_epochs_before(make):  # case N10
 
 
 def test_divergence_in_a_step_changes_nothing(make):
-    trainer = make()
+    trainer = make(model={"dtype": "float64"})
     trainer.step(X, Y)
     before = state(trainer)
     with pytest.raises(DivergenceError):
-        trainer.step(X, np.full_like(Y, 1e38))
+        trainer.step(X, np.full_like(Y, HUGE))
     assert state(trainer) == before
 
 
 def test_divergence_with_lbfgs(make):
-    trainer = make(optimizer="lbfgs", sizes=(N_IN, N_OUT))
+    trainer = make(optimizer="lbfgs", sizes=(N_IN, N_OUT), model={"dtype": "float64"})
     before = state(trainer)
     with pytest.raises(DivergenceError):
-        trainer.fit(X, np.full_like(Y, 1e38), epochs=3)
+        trainer.fit(X, np.full_like(Y, HUGE), epochs=3)
     assert state(trainer) == before
 
 
@@ -730,7 +736,7 @@ def test_an_epoch_costs_the_same_however_many_came_before(make):  # case T15
 
     seconds(20)
     early = min(seconds(100) for _ in range(5))
-    seconds(20_000)
+    seconds(5_000)
     late = min(seconds(100) for _ in range(5))
     assert late <= 1.5 * early
 
@@ -738,12 +744,12 @@ def test_an_epoch_costs_the_same_however_many_came_before(make):  # case T15
 def test_many_fits_keep_no_memory(make):  # case T14
     def fits(n):
         for i in range(n):
-            trainer = make()
+            trainer = make(model={"dtype": "float64"})
             trainer.fit(X, Y, epochs=1)
             with pytest.raises(ValueError):
                 trainer.fit(X, Y[:3], epochs=1)
             with pytest.raises(DivergenceError):
-                trainer.fit(X, np.full_like(Y, 1e38), epochs=1)
+                trainer.fit(X, np.full_like(Y, HUGE), epochs=1)
 
     fits(20)
     gc.collect()
