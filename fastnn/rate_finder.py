@@ -21,6 +21,7 @@ __all__ = ["RateSearch", "find_learning_rate"]
 SAMPLE_ROWS = 1024  # whose loss is watched, at most: the same ones, so that noise cannot mislead
 SMOOTHED_STEPS = 5  # that the slope is taken over
 BLOW_UP = 3.0  # times the first loss above the lowest: beyond, larger rates tell nothing
+BOUNCE = 0.1  # of the whole fall, above the lowest so far: the rate that does this is too large
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class RateSearch:
     losses : ndarray of shape (n_steps,), float64
         On one fixed sample of the rows, each after the step with that rate.
     suggestion : float
-        The rate where the loss fell fastest.
+        The rate where the loss fell fastest, of those before it first bounced back up.
     """
 
     rates: np.ndarray
@@ -124,9 +125,7 @@ def find_learning_rate(
         raise TypeError(f"model must be an MLP, got {type(model).__name__}")
     seed = resolve_seed(seed)
     tried = np.geomspace(lowest, highest, n_steps)
-    trainer = Trainer(
-        model.copy(), schedule=lambda step: float(tried[step]), seed=seed, **settings
-    )
+    trainer = Trainer(model.copy(), schedule=lambda step: float(tried[step]), seed=seed, **settings)
     X, y, weight = check_data(model.plan, trainer.loss, X, y, sample_weight)
     batch_size = min(batch_size, len(X))
 
@@ -157,8 +156,14 @@ def find_learning_rate(
 def _suggest(rates: np.ndarray, losses: np.ndarray) -> RateSearch:
     if len(losses) < SMOOTHED_STEPS:
         raise ValueError("training blew up at once: lower `lowest`, or scale the features")
+    # Where a rate is too large the loss bounces, and the way down from a peak can be the steepest
+    # of all: the search ends at the lowest loss before the first such peak.
+    lowest = np.minimum.accumulate(losses)
+    bounces = losses - lowest > BOUNCE * (losses[0] - lowest[-1])
+    end = int(bounces.argmax()) if bounces.any() else len(losses)
+    end = max(int(losses[:end].argmin()) + 1, SMOOTHED_STEPS)
     # Rates grow by one factor, so differences are slopes over the logarithm of the rate.
-    falls = losses[: 1 - SMOOTHED_STEPS] - losses[SMOOTHED_STEPS - 1 :]
+    falls = losses[: end - SMOOTHED_STEPS + 1] - losses[SMOOTHED_STEPS - 1 : end]
     steepest = int(np.argmax(falls))
     if not falls[steepest] > 0:
         raise ValueError(

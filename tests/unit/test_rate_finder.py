@@ -5,6 +5,7 @@ import pytest
 
 import fastnn
 from fastnn import MLP, SGD, Trainer, find_learning_rate
+from fastnn.tables.optimizers import get_optimizer
 
 _data = np.random.default_rng(0)
 X = _data.normal(size=(200, 5))
@@ -31,6 +32,25 @@ def test_suggestion_trains_well_and_the_model_is_untouched(model):
 
     assert loss(result.suggestion) < 0.2 * Trainer(model).evaluate(X, Y)
     assert loss(result.suggestion) < loss(result.suggestion / 1000)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), SGD(momentum=0.9), fastnn.Adam()], ids=repr)
+@pytest.mark.parametrize("seed", range(4))
+def test_suggestion_lies_before_the_loss_bounces(optimizer, seed):
+    """The way down from a peak, where the rate is far too large, can be the steepest of all."""
+    X, y = fastnn.datasets.load_digits()
+    model = MLP([64, 64, 10], output="softmax", seed=seed)
+    result = find_learning_rate(model, X, y, optimizer=optimizer, seed=seed)
+    before = result.losses[result.rates <= result.suggestion]
+    assert before[-1] <= before.min() + 0.1 * np.ptp(result.losses[: result.losses.argmin() + 1])
+    trainer = Trainer(model, optimizer=replace_rate(optimizer, result.suggestion), seed=seed)
+    trainer.fit(X, y, epochs=10)
+    assert trainer.evaluate(X, y) < 0.3
+
+
+def replace_rate(optimizer, rate):
+    config = {**optimizer.get_config(), "learning_rate": rate}
+    return get_optimizer(config)
 
 
 def test_same_seed_same_result(model):
