@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,9 @@ class History:
             self._table[self.COLUMNS.index(name), self._size - 1] = value
 
     def last(self) -> dict[str, float]:
-        """The columns of the last epoch by name; those that are NaN, where nothing was measured,
-        left out.
-        """
+        """The columns of the last epoch by name, without those that were not measured (NaN)."""
         column = self._table[:, self._size - 1].tolist()
-        return {k: v for k, v in zip(self.COLUMNS, column, strict=True) if v == v}
+        return {k: v for k, v in zip(self.COLUMNS, column, strict=True) if not math.isnan(v)}
 
     def _column(self, name: str) -> np.ndarray:
         view = self._table[self.COLUMNS.index(name), : self._size]
@@ -143,7 +142,7 @@ class History:
 def import_pyplot() -> Any:
     """matplotlib.pyplot, or an ImportError that says how to get it."""
     try:
-        import matplotlib.pyplot as pyplot
+        from matplotlib import pyplot
     except ImportError as error:
         raise ImportError("plotting needs matplotlib: pip install 'fastnn-mlp[plot]'") from error
     return pyplot

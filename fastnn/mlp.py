@@ -439,7 +439,7 @@ class MLP:
 def _draw_parameters(
     plan: Plan, weights: list[np.ndarray], biases: list[np.ndarray], init: str, seed: int
 ) -> None:
-    """Fill the layers in order from one stream; drawn in float64, so dtypes see the same numbers."""
+    """Fill the layers in order from one stream, in float64: dtypes see the same numbers."""
     generator = np.random.Generator(np.random.PCG64(seed))
     for W, b, follower in zip(weights, biases, (*plan.activations, plan.output), strict=True):
         b[:] = 0

@@ -19,7 +19,8 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn
+from io import BufferedReader
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -31,7 +32,7 @@ __all__ = ["FORMAT_VERSION", "Section", "read_file", "write_atomically", "write_
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 1 << 20
 
-_TENSOR_TYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_TENSOR_TYPES: dict[Any, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -120,7 +121,7 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
         tensor = tensors[name]
         little = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
         sha256.update(f"\n{name} {little.dtype.str} {list(little.shape)}\n".encode())
-        sha256.update(little.reshape(-1).view(np.uint8))
+        sha256.update(little.reshape(-1).view(np.uint8).data)
     return sha256.hexdigest()
 
 
@@ -259,7 +260,7 @@ def read_file(path: Any, *kinds: str) -> tuple[Section, Tensors]:
     return section, Tensors(name, tensors)
 
 
-def _read_parts(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], np.ndarray]:
+def _read_parts(file: BufferedReader, size: int, name: str) -> tuple[dict[str, Any], np.ndarray]:
     """The directory of a safetensors file, and its payload as bytes."""
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
@@ -267,7 +268,7 @@ def _read_parts(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], n
         raise ModelFormatError(f"{name} is truncated, or not a model file ({size} bytes)")
     raw = file.read(length)
     payload = np.empty(size - 8 - length, np.uint8)
-    if len(raw) != length or file.readinto(payload) != payload.size:
+    if len(raw) != length or file.readinto(payload.data) != payload.size:
         raise ModelFormatError(f"{name} is truncated")
     try:
         text = raw.decode("ascii")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -147,10 +148,8 @@ def check_memory(n_bytes: int, what: str) -> None:
     the request is held against the physical memory.
     """
     limit = sys.maxsize
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows does not overcommit
         limit = min(limit, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # Windows, which does not overcommit
-        pass
     if n_bytes > limit:
         raise MemoryError(f"{what} needs {n_bytes} bytes, but this machine has {limit}")
 

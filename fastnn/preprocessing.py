@@ -116,17 +116,16 @@ class Preprocessing:
     def from_file(cls, section: Section, tensors: Tensors, n_features: int) -> Preprocessing:
         """Read what `to_file` wrote; raises ModelFormatError."""
         with section:
-            standardized = section.take("standardized", bool)
+            moments = {}
+            if section.take("standardized", bool):
+                for name in ("mean", "scale"):
+                    tensor = f"preprocessing.{name}"
+                    moments[name] = tensors.take(tensor, (n_features,), np.float64)
             result = cls(
-                *(
-                    tensors.take(f"preprocessing.{name}", (n_features,), np.float64)
-                    if standardized
-                    else None
-                    for name in ("mean", "scale")
-                ),
-                section.take("feature_names", list, type(None)),
-                section.take("class_names", list, type(None)),
-                section.take("target_name", str, type(None)),
+                **moments,
+                feature_names=section.take("feature_names", list, type(None)),
+                class_names=section.take("class_names", list, type(None)),
+                target_name=section.take("target_name", str, type(None)),
             )
             if result.n_features not in (None, n_features):
                 raise ValueError(f"{result.n_features} features, the model has {n_features}")

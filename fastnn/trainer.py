@@ -364,9 +364,7 @@ class Trainer:
         """
         if isinstance(self._optimizer, LBFGS):
             raise ValueError("LBFGS makes no single steps: use fit, one iteration is one epoch")
-        data = check_data(
-            self._model.plan, self._loss, X, y, sample_weight, allow_all_zero=True
-        )
+        data = check_data(self._model.plan, self._loss, X, y, sample_weight, allow_all_zero=True)
         weight = data[2]
         if weight is not None and not weight.any():
             return 0.0
@@ -567,7 +565,7 @@ class Trainer:
         if not isinstance(validation_data, tuple | list) or len(validation_data) not in (2, 3):
             raise TypeError("validation_data must be a tuple (X, y) or (X, y, sample_weight)")
         X, y, weight = (*validation_data, None)[:3]
-        names = tuple(f"validation {name}" for name in ("X", "y", "sample_weight"))
+        names = ("validation X", "validation y", "validation sample_weight")
         return check_data(self._model.plan, self._loss, X, y, weight, names=names)
 
     # Keeping ----------------------------------------------------------------------------------
@@ -758,9 +756,7 @@ def _interrupts_stop(stop: StopFlag) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress_bar(
-    epochs: int, progress: bool
-) -> Iterator[Callable[[Mapping[str, float]], None]]:
+def _progress_bar(epochs: int, progress: bool) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """A function that shows an epoch; with a bar on the screen where one is wanted."""
     if not progress:
         yield lambda logs: None

@@ -95,9 +95,7 @@ def encode_classes(target: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
     return tuple(ordered), np.array([position[name] for name in target], np.int64)
 
 
-def _read(
-    reader: Any, name: str, target: str | None, columns: Sequence[str] | None
-) -> Table:
+def _read(reader: Any, name: str, target: str | None, columns: Sequence[str] | None) -> Table:
     header = [field.strip() for field in next(reader, [])]
     _check_header(header, name)
     if target is not None and target not in header:

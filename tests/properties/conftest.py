@@ -10,6 +10,6 @@ _COMMON = {
     "derandomize": True,
     "database": None,
 }
-settings.register_profile("quick", max_examples=1_000, **_COMMON)
+settings.register_profile("quick", max_examples=500, **_COMMON)
 settings.register_profile("full", max_examples=5_000, **_COMMON)
 settings.load_profile("full" if os.environ.get("CI") else "quick")

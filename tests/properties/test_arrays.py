@@ -40,7 +40,11 @@ def filled(shape, dtype, fill, seed):
     generator = np.random.default_rng(seed)
     values = generator.integers(0, 2 if dtype.kind == "b" else 100, shape)
     if dtype.kind in "USMmV":
-        return np.asarray(values).astype("S2").astype(dtype) if dtype.kind in "US" else np.zeros(shape, dtype)
+        return (
+            np.asarray(values).astype("S2").astype(dtype)
+            if dtype.kind in "US"
+            else np.zeros(shape, dtype)
+        )
     if dtype.kind in "iu":
         if fill in ("large", "largest"):
             values = np.full(shape, np.iinfo(dtype).max, dtype)
@@ -72,7 +76,7 @@ def lay_out(array, layout):
         return array.T.copy().T
     if layout == "read-only":
         array.flags.writeable = False
-    if layout == "misaligned" and array.dtype.kind not in "O":
+    if layout == "misaligned" and array.dtype.kind != "O":
         raw = np.zeros(array.nbytes + 1, np.uint8)
         other = raw[1:].view(array.dtype).reshape(array.shape)
         other[...] = array
@@ -82,6 +86,7 @@ def lay_out(array, layout):
     if layout == "offset" and array.ndim:
         return np.concatenate([array[:1], array])[1 if len(array) else 0 :]
     if layout == "subclass":
+
         class Sub(np.ndarray):
             pass
 
@@ -102,7 +107,9 @@ def allowed(array, dtype):
 
 @pytest.fixture(scope="module", params=["float32", "float64"])
 def model(request, backend_name):
-    return MLP([N_FEATURES, 4, 2], activation="tanh", dtype=request.param, seed=0, backend=backend_name)
+    return MLP(
+        [N_FEATURES, 4, 2], activation="tanh", dtype=request.param, seed=0, backend=backend_name
+    )
 
 
 @given(X=arrays())
@@ -123,7 +130,9 @@ def test_rows(model, X):
 @given(y=arrays(), output=st.sampled_from(["identity", "softmax", "sigmoid", "exp"]))
 def test_targets(model, y, output):
     """Any targets give finite numbers, or an error that names y."""
-    network = MLP([1, N_FEATURES], output=output, dtype=model.plan.dtype, seed=0, backend=model.backend)
+    network = MLP(
+        [1, N_FEATURES], output=output, dtype=model.plan.dtype, seed=0, backend=model.backend
+    )
     X = np.ones((y.shape[0] if y.ndim else 1, 1))
     try:
         loss, gradient = network.loss_and_gradient(X, y)

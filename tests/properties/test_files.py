@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastnn import MLP, ModelFormatError
@@ -34,7 +34,7 @@ def test_idx(path, content, header, zipped):
 
 @given(
     content=st.one_of(
-        st.text("ab1.5-,;\"\n\r\t \x00é", max_size=60).map(str.encode), st.binary(max_size=60)
+        st.text('ab1.5-,;"\n\r\t \x00é', max_size=60).map(str.encode), st.binary(max_size=60)
     ),
     header=st.booleans(),
 )
@@ -56,7 +56,9 @@ def saved(path, backend_name):
     return file.read_bytes()
 
 
-@given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8)
+)
 def test_altered_models(path, saved, backend_name, edits):
     altered = bytearray(saved)
     for position, byte in edits:
@@ -70,13 +72,23 @@ def test_altered_models(path, saved, backend_name, edits):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
-@given(key=st.sampled_from(["layer_sizes", "dtype", "activation", "output", "dropout", "seed"]), value=JSON)
+@settings(max_examples=settings.default.max_examples // 5)
+@given(
+    key=st.sampled_from(["layer_sizes", "dtype", "activation", "output", "dropout", "seed"]),
+    value=JSON,
+)
 def test_headers_with_a_true_hash_and_any_content(path, backend_name, key, value):
     model = MLP([2, 3, 1], seed=0, backend=backend_name)
     sections, tensors = model._to_file()

@@ -136,7 +136,10 @@ def test_time_limit(trainer, monkeypatch):
 
 def test_checkpoints(trainer, tmp_path):
     trainer.fit(
-        X, Y, epochs=5, callbacks=[Checkpoint(tmp_path / "e{epoch}", every=2), Checkpoint(tmp_path / "last")]
+        X,
+        Y,
+        epochs=5,
+        callbacks=[Checkpoint(tmp_path / "e{epoch}", every=2), Checkpoint(tmp_path / "last")],
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e2", "e4", "last"]
     backend = trainer.model.backend

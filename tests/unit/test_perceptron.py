@@ -22,7 +22,7 @@ def textbook(X, t, rate, max_epochs):
     w, b, errors = np.zeros((X.shape[1], t.shape[1])), np.zeros(t.shape[1]), []
     for _ in range(max_epochs):
         mistakes = 0
-        for x, target in zip(X, t):
+        for x, target in zip(X, t, strict=True):
             y = (x @ w + b > 0).astype(float)
             mistakes += int((y != target).sum())
             w += rate * np.outer(x, target - y)
@@ -117,7 +117,13 @@ def test_kinds_of_arrays(make):  # cases A1, A4, A8, B13
     X = np.random.default_rng(3).integers(0, 256, (50, 4))
     t = (X[:, 0] > X[:, 1]).astype(int)
     expected = make(max_epochs=20).fit(X.astype(float), t).weights.tolist()
-    for rows in (X.astype(np.uint8), np.asfortranarray(X), X.tolist(), X.astype(">f4"), X[::-1][::-1]):
+    for rows in (
+        X.astype(np.uint8),
+        np.asfortranarray(X),
+        X.tolist(),
+        X.astype(">f4"),
+        X[::-1][::-1],
+    ):
         for targets in (t, t.astype(bool), t.astype(float), t.tolist()):
             assert make(max_epochs=20).fit(rows, targets).weights.tolist() == expected
 

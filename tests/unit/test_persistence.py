@@ -196,7 +196,7 @@ def test_tensors_are_read_strictly(path):
 
 def test_too_long_a_header_is_refused_before_writing(tmp_path):
     path = tmp_path / "file"
-    names = ["feature %06d" % i for i in range(100_000)]
+    names = [f"feature {i:06}" for i in range(100_000)]
     with pytest.raises(ValueError, match="shorten the names"):
         write_file(path, "model", {"names": names}, {})
     assert list(tmp_path.iterdir()) == []

@@ -56,8 +56,16 @@ def test_views_cover_the_flat_array_once():
         ({"sizes": [0, 4, 2]}, ValueError, r"layer_sizes\[0\] must be >= 1, got 0"),  # case B5
         ({"sizes": [3, 4.0, 2]}, TypeError, r"layer_sizes\[1\] must be an integer, got 4.0"),
         ({"sizes": [3, True, 2]}, TypeError, r"layer_sizes\[1\] must be an integer"),
-        ({"activations": ["relu"] * 2}, ValueError, "activation has 2 entries, but there are 1 hidden"),
-        ({"activations": ["nope"]}, ValueError, r"activation\[0\] must be one of identity, .*'nope'"),
+        (
+            {"activations": ["relu"] * 2},
+            ValueError,
+            "activation has 2 entries, but there are 1 hidden",
+        ),
+        (
+            {"activations": ["nope"]},
+            ValueError,
+            r"activation\[0\] must be one of identity, .*'nope'",
+        ),
         ({"activations": ["softmax"]}, ValueError, r"activation\[0\] must be one of"),
         ({"output": "nope"}, ValueError, "output must be one of .*softmax.*; got 'nope'"),
         ({"output": None}, TypeError, "output must be one of"),
@@ -74,7 +82,9 @@ def test_wrong_arguments(arguments, kind, message):
 
 
 def test_sizes_beyond_the_address_space():  # cases B8, B10, B11
-    with pytest.raises(MemoryError, match=r"18446744082299486209 parameters, 73786976329197944836 "):
+    with pytest.raises(
+        MemoryError, match=r"18446744082299486209 parameters, 73786976329197944836 "
+    ):
         make((2**32, 2**32, 1))
     # 2**31 + 8 elements need 64 bits, and are fine.
     plan = make((2**28 + 1, 8, 1))

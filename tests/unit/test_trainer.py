@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import fastnn
-from fastnn import MLP, DivergenceError, ModelFormatError, Trainer, rng, trainer as trainer_module
+from fastnn import MLP, DivergenceError, ModelFormatError, Trainer, rng
+from fastnn import trainer as trainer_module
 from fastnn.tables.optimizers import OPTIMIZERS
 
 N, N_IN, N_OUT = 23, 3, 2
@@ -68,7 +69,10 @@ def state(trainer):
 def test_an_epoch_is_the_written_out_loop(make, batch_size, shuffle, weighted):  # S13, W3, B3
     """w -= rate * (sum_r w_r dL_r / sum_r w_r + l2 W) over the batches in the drawn order."""
     trainer = make(
-        optimizer=fastnn.SGD(learning_rate=0.1), batch_size=batch_size, shuffle=shuffle, l2=0.01,
+        optimizer=fastnn.SGD(learning_rate=0.1),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        l2=0.01,
         model={"dtype": "float64"},
     )
     twin = trainer.model.copy()
@@ -149,8 +153,12 @@ def test_penalty_does_not_depend_on_the_batch_size(make):  # cases G1, G2
     """With a loss that is flat, one step moves W by exactly rate * l2 * W, and b not at all."""
     for batch_size in (4, 23):
         trainer = make(
-            optimizer=fastnn.SGD(learning_rate=0.5), l2=0.25, batch_size=batch_size,
-            sizes=(1, 1), model={"dtype": "float64"}, shuffle=False,
+            optimizer=fastnn.SGD(learning_rate=0.5),
+            l2=0.25,
+            batch_size=batch_size,
+            sizes=(1, 1),
+            model={"dtype": "float64"},
+            shuffle=False,
         )
         trainer.model.weights[0] = [[3.0]]
         trainer.fit(np.zeros((batch_size, 1)), np.zeros((batch_size, 1)), epochs=1)
@@ -190,7 +198,9 @@ def test_every_parameter_with_a_gradient_moves(make, optimizer):  # case G10
 @pytest.mark.parametrize(("gradient", "expected"), [(1e-3, -9.99990e-4), (1e-7, -9.0909e-4)])
 def test_first_step_of_adam_is_the_textbook_one(make, gradient, expected):  # cases G3, G4, G5
     trainer = make(
-        sizes=(1, 1), optimizer=fastnn.Adam(learning_rate=1e-3, epsilon=1e-8), model={"dtype": "float64"}
+        sizes=(1, 1),
+        optimizer=fastnn.Adam(learning_rate=1e-3, epsilon=1e-8),
+        model={"dtype": "float64"},
     )
     trainer.model.parameters[:] = 0
     trainer.step([[0.0]], [[-gradient]])  # dL/db = y - t
@@ -582,7 +592,10 @@ def test_divergence_puts_back_the_start_of_the_epoch(make, name):  # cases N10, 
 
 def test_divergence_keeps_the_epochs_before(make):  # case N10
     raw = X * 1e5
-    trainer = make(optimizer=fastnn.SGD(learning_rate=0.01, momentum=0.9, nesterov=True), model={"activation": "relu"})
+    trainer = make(
+        optimizer=fastnn.SGD(learning_rate=0.01, momentum=0.9, nesterov=True),
+        model={"activation": "relu"},
+    )
     with pytest.raises(DivergenceError) as caught:
         trainer.fit(raw, Y, epochs=200)
     assert np.isfinite(trainer.model.parameters).all()
@@ -743,7 +756,7 @@ def test_an_epoch_costs_the_same_however_many_came_before(make):  # case T15
 
 def test_many_fits_keep_no_memory(make):  # case T14
     def fits(n):
-        for i in range(n):
+        for _ in range(n):
             trainer = make(model={"dtype": "float64"})
             trainer.fit(X, Y, epochs=1)
             with pytest.raises(ValueError):

@@ -67,9 +67,9 @@ def test_real_must_be_finite(value):
 
 def test_real_open_ends():
     assert check_real(0, "x", low=0) == 0.0
-    with pytest.raises(ValueError, match="x must be > 0 and < 1, got 0.0"):
+    with pytest.raises(ValueError, match=r"x must be > 0 and < 1, got 0\.0"):
         check_real(0, "x", low=0, high=1, low_open=True, high_open=True)
-    with pytest.raises(ValueError, match="x must be < 1, got 1.0"):
+    with pytest.raises(ValueError, match=r"x must be < 1, got 1\.0"):
         check_real(1, "x", high=1, high_open=True)
 
 
@@ -199,7 +199,7 @@ def test_failing_conversions_are_type_errors():
         def __array__(self, dtype=None, copy=None):
             raise RuntimeError("requires grad")
 
-    with pytest.raises(TypeError, match="X could not be read as an array .Bad.: requires grad"):
+    with pytest.raises(TypeError, match=r"X could not be read as an array \(Bad\): requires grad"):
         check_X(Bad(), 3, F32)
 
 
