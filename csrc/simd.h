@@ -50,11 +50,6 @@ INLINE V N(abs)(V a) {
 INLINE V N(sign)(V a) {
     return SEL(a > K(0), K(1), SEL(a < K(0), K(-1), a * K(0)));
 }
-/* NaN stays NaN: both comparisons are false. */
-INLINE V N(clip)(V a, V lo, V hi) {
-    a = SEL(a < lo, lo, a);
-    return SEL(a > hi, hi, a);
-}
 INLINE V N(select_number)(V a, V b) {
     return SEL(a != a, a, b);
 }
@@ -73,6 +68,16 @@ INLINE V N(select_number)(V a, V b) {
 #define FNN_ARM(op) op##_f64
 #endif
 
+/* Whether a < lo, then whether it is > hi: NaN stays NaN, since both comparisons are false. x86 has just that: max(b, a)
+ * is b > a ? b : a. Arm's maximum treats zeros and NaN otherwise. */
+INLINE V N(clip)(V a, V lo, V hi) {
+#if defined(FNN_X86)
+    return (V)FNN_X86(min)(hi, FNN_X86(max)(lo, a));
+#else
+    a = SEL(a < lo, lo, a);
+    return SEL(a > hi, hi, a);
+#endif
+}
 /* a * b + c, rounded once; the baseline has no such instruction and rounds twice. */
 INLINE V N(fma)(V a, V b, V c) {
 #if defined(FNN_X86)

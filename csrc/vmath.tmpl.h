@@ -124,30 +124,40 @@ INLINE V N(log1p)(V x) {
     return SEL(ABS(x) < K(IS_FLOAT ? 0x1p-30 : 0x1p-60), x, y);
 }
 
-/* sinh / cosh by expm1: e / (e + 2), e = expm1(2 |x|). */
+/* x + x^3 P(x^2) near 0, where a quotient would gather too many roundings; 1 - 2 / (e^2|x| + 1) from there on. */
 INLINE V N(tanh)(V x) {
     N(sbits) n;
     V a = ABS(x);
+    V t = x * x;
+    /* (tanh(x) / x - 1) / x^2 */
+#if IS_FLOAT
+    V near = POLY(t, -0x1.950042p-8f, 0x1.582fb6p-6f, -0x1.b90948p-5f, 0x1.110c72p-3f, -0x1.555548p-2f);
+#else
+    V near = POLY(t, 0x1.a01b37028ffafp-15, -0x1.b4b06b0a24c83p-13, 0x1.2ef6459aa43e8p-11, -0x1.7cd65ec3cb3c6p-10,
+                  0x1.d6c31bcedcc42p-9, -0x1.226dc51692215p-7, 0x1.664f44d8bd9bfp-6, -0x1.ba1ba1a875fd5p-5,
+                  0x1.11111110fbf94p-3, -0x1.555555555543dp-2);
+#endif
     V p = N(exp_parts)(CLIP(a + a, K(0), K(IS_FLOAT ? 20 : 44)), &n);
     V scale = N(two_to_the)(n);
-    V e = FMA(scale, p, scale - K(1));
-    V y = e / (e + K(2));
+    V far = K(1) - K(2) / FMA(scale, p, scale + K(1));
+    V y = SEL(a < K(0.5625), FMA(a * t, near, a), far);
     N(bits) sign = (N(bits))x & ((N(bits)){0} + ((BITS)1 << (8 * sizeof(REAL) - 1)));
-    y = (V)((N(bits))y | sign);
-    return SEL(a < K(IS_FLOAT ? 1e-10 : 1e-20), x, SEL_NUMBER(x, y));
+    return (V)((N(bits))y | sign);
 }
 
+/* e / (1 + e) below 0, where 1 / (1 + 1 / e) would overflow on its way to a subnormal number. */
 INLINE V N(sigmoid)(V x) {
-    return K(1) / (K(1) + N(exp)(K(0) - x));
+    V e = N(exp)(K(0) - ABS(x));
+    return SEL(x < K(0), e, K(1)) / (K(1) + e);
 }
 
-/* erf: x P(x^2) below 1; 1 - exp(-x^2) Q(1 / (x + 2)) above. */
+/* erf: x + x P(x^2) below 1; 1 - exp(-x^2) Q(1 / (x + 2)) above. */
 INLINE V N(erf)(V x) {
     V a = ABS(x);
     V t = x * x;
 #if IS_FLOAT
     V p = POLY(t, 0x1.496a5ep-14f, -0x1.a3f71p-11f, 0x1.5405b4p-8f, -0x1.b7f90ep-6f, 0x1.ce2cf8p-4f, -0x1.81273ep-2f,
-               0x1.20dd74p+0f);
+               0x1.06eba8p-3f);
     a = CLIP(a, K(0), K(4.2));
     V u = K(1) / (a + K(2));
     V q = POLY(u, -0x1.d88b44p+2f, 0x1.45e114p+3f, -0x1.071644p-1f, 0x1.96301cp+0f, 0x1.09f92ap-1f, 0x1.dc928p-10f);
@@ -155,7 +165,7 @@ INLINE V N(erf)(V x) {
     V p = POLY(t, 0x1.057a03d1dc616p-34, -0x1.386ae2bcada71p-30, 0x1.f7a41d8645ec2p-27, -0x1.5f1d37d91ae3bp-23,
                0x1.b9def1bfeda34p-20, -0x1.f4d1df3c07744p-17, 0x1.f9a321a1435fdp-14, -0x1.c02db3d8ee772p-11,
                0x1.565bcd0db035dp-8, -0x1.b82ce312849a0p-6, 0x1.ce2f21a042b20p-4, -0x1.812746b0379e6p-2,
-               0x1.20dd750429b6dp+0);
+               0x1.06eba8214db69p-3);
     a = CLIP(a, K(0), K(6.2));
     V u = K(1) / (a + K(2));
     V q = POLY(u, 0x1.2747f9f2cfdf2p+9, -0x1.0a2c6261e1704p+11, 0x1.a03534f37332bp+11, -0x1.64787fa53cde6p+11,
@@ -165,7 +175,7 @@ INLINE V N(erf)(V x) {
 #endif
     V tail = K(1) - N(exp)(K(0) - a * a) * q;
     N(bits) sign = (N(bits))x & ((N(bits)){0} + ((BITS)1 << (8 * sizeof(REAL) - 1)));
-    V y = SEL(ABS(x) < K(1), x * p, (V)((N(bits))tail | sign));
+    V y = SEL(ABS(x) < K(1), FMA(x, p, x), (V)((N(bits))tail | sign));
     return SEL_NUMBER(x, y);
 }
 
