@@ -24,15 +24,23 @@
 #endif
 #define NR (NV * LANES)
 
-/* A gradient group: NG panels whose tile is updated in one call. */
-#define NG 8
+/* A block of the gradient: the rows of W and the columns (panels) that are summed, then updated, together. */
+#define BLOCK_ROWS FNN_GRADIENT_ROWS
+#if defined(FNN_LEVEL_AVX512)
+#define BLOCK_PANELS 4
+#else
+#define BLOCK_PANELS 8
+#endif
+#define BLOCK_COLS (BLOCK_PANELS * NR)
 
 enum N(tile_flags) { N(TAIL) = 1, N(COLS) = 2 };
 
 typedef struct {
     ptrdiff_t n;           /* reduction length, at most FNN_BLOCK */
-    const REAL *const *a;  /* COLS: n pointers, a(i, p) = a[p][a0 + i]; else mr pointers, a(i, p) = a[i][a0 + p] */
+    const REAL *const *a;  /* mr pointers, a(i, p) = a[i][a0 + p] */
     ptrdiff_t a0;
+    const REAL *columns;   /* COLS instead: a(i, p) = columns[p * lda + i] */
+    ptrdiff_t lda;
     const REAL *b;         /* b(p, j) = b[p * ldb + j] */
     ptrdiff_t ldb;
     ptrdiff_t last;        /* TAIL: columns in the last vector, 1..LANES - 1 */
@@ -46,8 +54,8 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
     V acc[16][8];
     const REAL *row[16];
     const int tail = flags & N(TAIL), cols = flags & N(COLS);
-    const ptrdiff_t n = job->n, ldb = job->ldb, last = job->last, a0 = job->a0;
-    const REAL *b = job->b;
+    const ptrdiff_t n = job->n, lda = job->lda, ldb = job->ldb, last = job->last, a0 = job->a0;
+    const REAL *b = job->b, *column = job->columns;
     const REAL *const *a = job->a;
 #pragma GCC unroll 16
     for (int i = 0; i < mr; i++) {
@@ -57,7 +65,6 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
     }
     for (ptrdiff_t p = 0; p < n; p++) {
         V bv[8];
-        const REAL *column = cols ? a[p] + a0 : 0;
 #pragma GCC unroll 8
         for (int v = 0; v < nv; v++)
             bv[v] = tail && v == nv - 1 ? N(load_part)(b + v * LANES, last) : N(load)(b + v * LANES);
@@ -68,6 +75,7 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
             for (int v = 0; v < nv; v++) acc[i][v] = FMA(av, bv[v], acc[i][v]);
         }
         b += ldb;
+        if (cols) column += lda;
     }
     REAL *c = job->c;
 #pragma GCC unroll 16
@@ -214,7 +222,7 @@ static void N(pack)(const REAL *w, ptrdiff_t ldw, ptrdiff_t n, ptrdiff_t n_cols,
     }
 }
 
-/* Where scratch holds what: a packed panel, pointers to the rows of a block, and a tile or other small work. */
+/* Where scratch holds what: a packed panel, pointers to the rows of a panel, and small work. */
 typedef struct {
     REAL *panel;
     const REAL **pointers;
@@ -223,7 +231,7 @@ typedef struct {
 INLINE N(scratch) N(split_scratch)(void *scratch) {
     char *p = scratch;
     N(scratch) s = {(REAL *)p, (const REAL **)(p + FNN_PANEL_BYTES),
-                    (REAL *)(p + FNN_PANEL_BYTES + FNN_BLOCK * sizeof(void *))};
+                    (REAL *)(p + FNN_PANEL_BYTES + FNN_POINTERS_BYTES)};
     return s;
 }
 
@@ -237,11 +245,10 @@ static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff
         ptrdiff_t m = N(least)(NR, n_rows - r0), ld = N(vectors)(m) * LANES;
         for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
-            for (ptrdiff_t p = 0; p < n; p++) s.pointers[p] = w + (k0 + p) * fan_out;
             N(pack_transposed)(rows + r0, m, k0, n, s.panel, ld);
-            N(tile_job) job = {n, s.pointers, 0, s.panel, ld, 0, s.work, NR, k0 > 0, 0};
+            N(tile_job) job = {.n = n, .lda = fan_out, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = k0 > 0};
             FOR_EACH_TILE(j0, j1, fan_out) {
-                job.a0 = j0;
+                job.columns = w + k0 * fan_out + j0;
                 job.c = s.work + j0 * NR;
                 N(run_tile)(&job, j1 - j0, m, N(COLS));
             }
@@ -269,8 +276,8 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = N(least)(NR, left);
         for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
-            N(tile_job) job = {n, rows, k0, w + k0 * fan_out + j0, fan_out, 0, z + j0, ldz, k0 > 0,
-                               k0 + n == fan_in ? bias + j0 : 0};
+            N(tile_job) job = {.n = n, .a = rows, .a0 = k0, .b = w + k0 * fan_out + j0, .ldb = fan_out, .c = z + j0,
+                               .ldc = ldz, .accumulate = k0 > 0, .bias = k0 + n == fan_in ? bias + j0 : 0};
             if (f)
                 f(&job);
             else
@@ -305,8 +312,8 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             const REAL *block = w + k0 * fan_out + j0;
             if (!direct) N(pack)(block, fan_out, n, width, s.panel, ld);
-            N(tile_job) job = {n, 0, k0, direct ? block : s.panel, direct ? fan_out : ld, 0, 0, ldz, k0 > 0,
-                               k0 + n == fan_in ? bias + j0 : 0};
+            N(tile_job) job = {.n = n, .a0 = k0, .b = direct ? block : s.panel, .ldb = direct ? fan_out : ld, .ldc = ldz,
+                               .accumulate = k0 > 0, .bias = k0 + n == fan_in ? bias + j0 : 0};
             FOR_EACH_TILE(r0, r1, n_rows) {
                 job.a = rows + r0;
                 job.c = z + r0 * ldz + j0;
@@ -331,7 +338,7 @@ static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, p
         for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_out - j0);
             N(pack_transposed)(s.pointers, width, j0, n, s.panel, ld);
-            N(tile_job) job = {n, 0, j0, s.panel, ld, 0, 0, ldd, j0 > 0, 0};
+            N(tile_job) job = {.n = n, .a0 = j0, .b = s.panel, .ldb = ld, .ldc = ldd, .accumulate = j0 > 0};
             FOR_EACH_TILE(r0, r1, n_rows) {
                 job.a = rows + r0;
                 job.c = d + r0 * ldd + k0;
@@ -342,13 +349,13 @@ static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, p
 }
 
 /* --- gradient ------------------------------------------------------------------------------------------------------ */
-/* Units of work of dense_gradient: tiles of MR rows of W by a group of panels; for few outputs, panels of rows of W. */
+/* Units of work of dense_gradient: blocks of W; for few outputs, panels of rows of W. */
 static int N(gradient_is_narrow)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     return 2 * fan_out <= LANES && fan_in >= LANES;
 }
 static ptrdiff_t N(gradient_units)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     if (N(gradient_is_narrow)(fan_in, fan_out)) return (fan_in + NR - 1) / NR;
-    return ((fan_out + NG * NR - 1) / (NG * NR)) * ((fan_in + MR - 1) / MR);
+    return ((fan_out + BLOCK_COLS - 1) / BLOCK_COLS) * ((fan_in + BLOCK_ROWS - 1) / BLOCK_ROWS);
 }
 
 /* g[j] = sum over rows of delta[r, j]: the same chain as a row of inputs that are all 1. */
@@ -373,11 +380,17 @@ static void N(bias_gradient)(const fnn_gradient *job, ptrdiff_t j0, ptrdiff_t j1
 }
 
 /* The finished gradient of rows [k0, k1) and columns [j0, j1) of W meets the optimizer. */
-INLINE void N(update_tile)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                           const REAL *g, ptrdiff_t ldg, ptrdiff_t ldw) {
+INLINE void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                            const REAL *g, ptrdiff_t ldg, ptrdiff_t ldw) {
     ptrdiff_t at = k0 * job->fan_out + j0;
     N(update)(job->optimizer, job->scalars, job->l2, 1, n_rows, n_cols, g, ldg, (REAL *)job->weights + at,
               job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, ldw);
+}
+
+/* Columns [k0, k0 + m) of n input rows, side by side with ld elements from row to row. */
+static void N(pack_columns)(const REAL *const *x, ptrdiff_t n, ptrdiff_t k0, ptrdiff_t m, REAL *to, ptrdiff_t ld) {
+    for (ptrdiff_t p = 0; p < n; p++)
+        for (ptrdiff_t i = 0; i < m; i += LANES) N(store_n)(to + p * ld + i, N(load_n)(x[p] + k0 + i, m - i), m - i);
 }
 
 static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, ptrdiff_t unit_end, N(scratch) s) {
@@ -389,14 +402,10 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
         ptrdiff_t k0 = u * NR, m = N(least)(NR, job->fan_in - k0), ld = N(vectors)(m) * LANES;
         for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
-            for (ptrdiff_t p = 0; p < n; p++) {
-                s.pointers[p] = delta + (r0 + p) * job->ldd;
-                for (ptrdiff_t i = 0; i < m; i += LANES)
-                    N(store_n)(s.panel + p * ld + i, N(load_n)(x[r0 + p] + k0 + i, m - i), m - i);
-            }
-            N(tile_job) t = {n, s.pointers, 0, s.panel, ld, 0, 0, NR, r0 > 0, 0};
+            N(pack_columns)(x + r0, n, k0, m, s.panel, ld);
+            N(tile_job) t = {.n = n, .lda = job->ldd, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = r0 > 0};
             FOR_EACH_TILE(j0, j1, fan_out) {
-                t.a0 = j0;
+                t.columns = delta + r0 * job->ldd + j0;
                 t.c = tile + j0 * NR;
                 N(run_tile)(&t, j1 - j0, m, N(COLS));
             }
@@ -408,7 +417,7 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
                 REAL sum = tile[j * NR + i];
                 g[i * fan_out + j] = job->gradient && job->accumulate ? g[i * fan_out + j] + sum : sum;
             }
-        if (job->optimizer >= 0) N(update_tile)(job, k0, 0, 1, m * fan_out, g, 0, 0);
+        if (job->optimizer >= 0) N(update_block)(job, k0, 0, 1, m * fan_out, g, 0, 0);
         if (u == 0) N(bias_gradient)(job, 0, fan_out, flat);
     }
 }
@@ -416,26 +425,34 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
 static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptrdiff_t unit_end, void *scratch) {
     const REAL *const *x = (const REAL *const *)job->input_rows;
     const REAL *delta = job->delta;
-    N(scratch) s = N(split_scratch)(scratch);
     if (N(gradient_is_narrow)(job->fan_in, job->fan_out)) {
-        N(gradient_narrow)(job, unit_begin, unit_end, s);
+        N(gradient_narrow)(job, unit_begin, unit_end, N(split_scratch)(scratch));
         return;
     }
-    const ptrdiff_t n_tiles = (job->fan_in + MR - 1) / MR;
+    /* a block of input columns, a block of the gradient, a bias gradient */
+    REAL *columns = scratch, *block = columns + FNN_BLOCK * BLOCK_ROWS, *work = block + BLOCK_ROWS * BLOCK_COLS;
+    const ptrdiff_t n_blocks = (job->fan_in + BLOCK_ROWS - 1) / BLOCK_ROWS;
     for (ptrdiff_t u = unit_begin; u < unit_end; u++) {
-        ptrdiff_t group = u / n_tiles, q = u % n_tiles;
-        ptrdiff_t k0 = q * job->fan_in / n_tiles, k1 = (q + 1) * job->fan_in / n_tiles;
-        ptrdiff_t j0 = group * NG * NR, j1 = N(least)(j0 + NG * NR, job->fan_out);
-        REAL *g = job->gradient ? (REAL *)job->gradient + k0 * job->fan_out + j0 : s.work;
-        ptrdiff_t ldg = job->gradient ? job->fan_out : NG * NR;
-        for (ptrdiff_t j = j0; j < j1; j += NR) {
-            for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
-                N(tile_job) t = {N(least)(FNN_BLOCK, job->n_rows - r0), x + r0, k0, delta + r0 * job->ldd + j,
-                                 job->ldd, 0, g + (j - j0), ldg, r0 > 0 || (job->gradient && job->accumulate), 0};
-                N(run_tile)(&t, k1 - k0, N(least)(NR, j1 - j), N(COLS));
+        ptrdiff_t group = u / n_blocks, q = u % n_blocks;
+        ptrdiff_t k0 = q * job->fan_in / n_blocks, k1 = (q + 1) * job->fan_in / n_blocks, height = k1 - k0;
+        ptrdiff_t j0 = group * BLOCK_COLS, j1 = N(least)(j0 + BLOCK_COLS, job->fan_out);
+        REAL *g = job->gradient ? (REAL *)job->gradient + k0 * job->fan_out + j0 : block;
+        ptrdiff_t ldg = job->gradient ? job->fan_out : BLOCK_COLS;
+        for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
+            N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
+            N(tile_job) t = {.n = n, .lda = BLOCK_ROWS, .ldb = job->ldd, .ldc = ldg,
+                             .accumulate = r0 > 0 || (job->gradient && job->accumulate)};
+            for (ptrdiff_t j = j0; j < j1; j += NR) {
+                t.b = delta + r0 * job->ldd + j;
+                FOR_EACH_TILE(i0, i1, height) {
+                    t.columns = columns + i0;
+                    t.c = g + i0 * ldg + (j - j0);
+                    N(run_tile)(&t, i1 - i0, N(least)(NR, j1 - j), N(COLS));
+                }
             }
         }
-        if (job->optimizer >= 0) N(update_tile)(job, k0, j0, k1 - k0, j1 - j0, g, ldg, job->fan_out);
-        if (q == 0) N(bias_gradient)(job, j0, j1, s.work);
+        if (job->optimizer >= 0) N(update_block)(job, k0, j0, height, j1 - j0, g, ldg, job->fan_out);
+        if (q == 0) N(bias_gradient)(job, j0, j1, work);
     }
 }

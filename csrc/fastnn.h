@@ -104,8 +104,8 @@ const char *fnn_loss_name(int loss);
 const char *fnn_optimizer_name(int optimizer);
 int fnn_optimizer_slots(int optimizer);
 int fnn_optimizer_scalars(int optimizer);
-/* Bytes of scratch that any kernel may use for layers up to this wide. */
-size_t fnn_scratch_bytes(ptrdiff_t max_width);
+/* Bytes of scratch that kernels may use for layers up to this wide; dense_gradient only where with_gradient. */
+size_t fnn_scratch_bytes(ptrdiff_t max_width, int with_gradient);
 /* Elements from one row to the next of a buffer `width` wide: whole cache lines, an odd number of them, so that the
  * rows of a column do not share a cache set. */
 ptrdiff_t fnn_row_stride(ptrdiff_t width, ptrdiff_t item_bytes);

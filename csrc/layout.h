@@ -1,10 +1,18 @@
 /* How scratch memory is divided; shared by the templates and by fnn_scratch_bytes. */
 #ifndef FNN_LAYOUT_H
 #define FNN_LAYOUT_H
+
 /* A packed panel: FNN_BLOCK rows of at most 128 bytes. */
 #define FNN_PANEL_BYTES (FNN_BLOCK * 128)
-/* A gradient tile: at most 12 rows of a group of 1024 bytes, and the narrow layers' transposed copy. */
-#define FNN_TILE_BYTES (12 * 1024 + 4096)
+/* Pointers to the rows of a panel. */
+#define FNN_POINTERS_BYTES 1024
+/* Small work: two narrow tiles. */
+#define FNN_WORK_BYTES 4096
 /* A loss keeps four vectors of at most 64 bytes for each output. */
 #define FNN_LOSS_BYTES_PER_OUTPUT (4 * 64)
+
+/* Rows of W whose gradient is summed together; their columns take at most 512 bytes. */
+#define FNN_GRADIENT_ROWS 48
+#define FNN_GRADIENT_BYTES ((FNN_BLOCK * 8 + 512) * FNN_GRADIENT_ROWS + 512)
+
 #endif

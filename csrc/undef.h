@@ -31,7 +31,9 @@
 #undef MR
 #undef NV
 #undef NR
-#undef NG
+#undef BLOCK_ROWS
+#undef BLOCK_PANELS
+#undef BLOCK_COLS
 #undef TILE
 #undef TILES_OF
 #undef TILES

@@ -87,7 +87,7 @@ cdef extern from "fastnn.h" nogil:
     const char *fnn_optimizer_name(int)
     int fnn_optimizer_slots(int)
     int fnn_optimizer_scalars(int)
-    size_t fnn_scratch_bytes(Py_ssize_t)
+    size_t fnn_scratch_bytes(Py_ssize_t, int)
     Py_ssize_t fnn_row_stride(Py_ssize_t, Py_ssize_t)
     Py_ssize_t fnn_size_product(Py_ssize_t, Py_ssize_t)
     void fnn_gather(const fnn_array *, const int64_t *, Py_ssize_t, Py_ssize_t, int, void *, Py_ssize_t)

@@ -131,7 +131,7 @@ def slot_names():
 
 def scratch_bytes(Py_ssize_t max_width):
     """Bytes of scratch that kernels need for layers up to this wide."""
-    return fnn_scratch_bytes(max_width)
+    return fnn_scratch_bytes(max_width, True)
 
 
 def row_stride(Py_ssize_t width, Py_ssize_t item_bytes):
@@ -350,7 +350,7 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     cdef bint dry = base == NULL
     cdef Layer scratch_layer
     w.layers = <Layer *>take(&at, net.n_layers * sizeof(Layer))
-    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.max_width)
+    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.max_width, backward)
     w.scratch = take(&at, w.scratch_bytes * n_threads)
     w.samples = <int64_t *>take(&at, rows * sizeof(int64_t))
     w.row_loss = <double *>take(&at, rows * sizeof(double))
@@ -1103,11 +1103,11 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
     errors = np.zeros(max_epochs, np.int64)
     counts = <int64_t *>buffers.flat(errors, FNN_KIND_I64, max_epochs, True, "errors")
     gather = not fnn_in_place(&x, dtype)
-    memory = malloc(fnn_scratch_bytes(n_outputs) + x.n_cols * 8 + (n * sizeof(int64_t) if shuffle else 0) + 3 * FNN_ALIGN_BYTES)
+    memory = malloc(fnn_scratch_bytes(n_outputs, False) + x.n_cols * 8 + (n * sizeof(int64_t) if shuffle else 0) + 3 * FNN_ALIGN_BYTES)
     if memory == NULL:
         raise MemoryError(f"cannot allocate workspace for {n} rows")
     scratch = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
-    row_copy = scratch + fnn_scratch_bytes(n_outputs)
+    row_copy = scratch + fnn_scratch_bytes(n_outputs, False)
     if shuffle:
         order = <int64_t *>(row_copy + (x.n_cols * 8 + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
     between = 1000000 // (x.n_cols * n_outputs + 20) + 1
