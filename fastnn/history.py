@@ -95,12 +95,12 @@ class History:
         """Number of epochs."""
         return self._size
 
-    def __getstate__(self) -> np.ndarray:
-        return self.table
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        return {"table": self.table}
 
-    def __setstate__(self, table: np.ndarray) -> None:
-        self._table = table
-        self._size = table.shape[1]
+    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+        self._table = state["table"]
+        self._size = self._table.shape[1]
 
     def __repr__(self) -> str:
         if not self._size:

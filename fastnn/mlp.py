@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastnn.backends import BACKENDS, get_backend
 from fastnn.backends.base import Backend
-from fastnn.persistence import Section, Tensors, read_file, write_file
 from fastnn.plan import Plan, check_memory
 from fastnn.preprocessing import Preprocessing
 from fastnn.tables.losses import LossRow, encode_targets, resolve_loss
@@ -26,6 +26,9 @@ from fastnn.validation import (
     check_X,
     resolve_seed,
 )
+
+if TYPE_CHECKING:
+    from fastnn.persistence import Section, Tensors
 
 __all__ = ["INITIALIZATIONS", "MLP", "check_data"]
 
@@ -157,8 +160,7 @@ class MLP:
         self.preprocessing = preprocessing
         weights, biases = plan.views(parameters)
         self._weights, self._biases = _Views(weights), _Views(biases)
-        # Held by whoever changes the parameters, so that two trainings cannot mix.
-        self._training = threading.Lock()
+        self._training = _TrainingLock()
         # No reference to self in here: a cycle would keep the memory until the collector runs.
         self._predictor: Callable[[Any, Any], np.ndarray] = partial(
             _predict, backend, plan, parameters
@@ -319,6 +321,8 @@ class MLP:
         OSError
             The file system refused; a file that was there before is as it was.
         """
+        from fastnn.persistence import write_file
+
         sections, tensors = self._to_file()
         write_file(path, "model", sections, tensors)
 
@@ -344,6 +348,8 @@ class MLP:
         BackendUnavailable
             The backend does not exist on this machine.
         """
+        from fastnn.persistence import read_file
+
         engine = get_backend(check_choice(backend, "backend", BACKENDS))
         header, tensors = read_file(path, "model", "trainer")
         with header:
@@ -477,6 +483,36 @@ def _predict(
     rows = X.reshape(-1, plan.n_features) if X.ndim == 1 else X
     backend.predict(plan, parameters, rows, out.reshape(-1, plan.n_outputs), resolve_n_threads())
     return out
+
+
+class _TrainingLock:
+    """Held by whoever changes a model's parameters, so that two trainings cannot mix."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder: tuple[int, int] | None = None  # process and thread
+
+    def acquire(self) -> bool:
+        """Take the lock where it is free, and say whether it was."""
+        if not self._lock.acquire(blocking=False):
+            if self._holder is None or self._holder[0] == os.getpid():
+                return False
+            # This process was forked while its parent trained: the holder does not exist here.
+            self._lock = threading.Lock()
+            self._lock.acquire()
+        self._holder = os.getpid(), threading.get_ident()
+        return True
+
+    def release(self) -> None:
+        self._holder = None
+        self._lock.release()
+
+    def held_by_another_thread(self) -> bool:
+        """Whether a thread of this process other than this one changes the parameters."""
+        holder = self._holder
+        return (
+            holder is not None and holder[0] == os.getpid() and holder[1] != threading.get_ident()
+        )
 
 
 class _Views(list):

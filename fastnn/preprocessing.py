@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastnn.persistence import Section, Tensors
 from fastnn.validation import check_X
+
+if TYPE_CHECKING:
+    from fastnn.persistence import Section, Tensors
 
 __all__ = ["Preprocessing"]
 

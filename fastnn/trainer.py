@@ -7,9 +7,9 @@ import copy
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from fastnn.callbacks import Callback
 from fastnn.errors import DivergenceError, ModelFormatError
 from fastnn.history import History
 from fastnn.mlp import MLP, check_data
-from fastnn.persistence import Section, Tensors, read_file, write_file
 from fastnn.plan import check_memory
 from fastnn.schedules import Schedule, get_schedule, resolve_schedule
 from fastnn.tables.losses import LossRow, get_loss, resolve_loss
@@ -39,6 +38,9 @@ from fastnn.validation import (
     check_real,
     resolve_seed,
 )
+
+if TYPE_CHECKING:
+    from fastnn.persistence import Section, Tensors
 
 try:
     from fastnn.backends._native import fill_permutation
@@ -187,7 +189,6 @@ class Trainer:
         self.rate_factor = 1.0
         self.history = History()
         self._stop = StopFlag()
-        self._thread: int | None = None
 
     def _set_schedule(self, schedule: str | Callable[[int], float] | None) -> None:
         self._schedule = get_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -369,17 +370,15 @@ class Trainer:
         if weight is not None and not weight.any():
             return 0.0
         with self._training():
-            losses = History()
-            self._train(
+            losses = self._train(
                 data,
                 n_epochs=1,
                 batch_size=len(data[0]),
                 orders=None,
                 stream=STEP_STREAM,
                 n_threads=resolve_n_threads(self._n_threads),
-                history=losses,
             )
-        return float(losses.loss[0])
+        return float(losses[0])
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The loss, without dropout and without the l2 term.
@@ -414,17 +413,15 @@ class Trainer:
     @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
         """Hold the model, so that nobody else changes it."""
-        if not self._model._training.acquire(blocking=False):
+        if not self._model._training.acquire():
             raise RuntimeError(
                 "this model is being trained already, by another thread or by the fit that called "
                 "this callback: wait for it, or train a copy (model.copy())"
             )
         try:
             self._stop.clear()
-            self._thread = threading.get_ident()
             yield
         finally:
-            self._thread = None
             self._model._training.release()
 
     def _run_epochs(self, data: Data, n_epochs: int, n_threads: int, history: History) -> None:
@@ -445,7 +442,7 @@ class Trainer:
             orders=orders,
             stream=FIT_STREAM,
             n_threads=n_threads,
-            history=history,
+            records=(history, self.history),
         )
 
     def _train(
@@ -457,9 +454,12 @@ class Trainer:
         orders: np.ndarray | None,
         stream: int,
         n_threads: int,
-        history: History,
-    ) -> None:
-        """One call of the backend, and the books after it: both happen, or neither."""
+        records: Sequence[History] = (),
+    ) -> np.ndarray:
+        """One call of the backend, and the books after it: both happen, or neither.
+
+        Returns the losses of the finished epochs, which are also appended to `records`.
+        """
         X, y, weight = data
         n_batches = -(-len(X) // batch_size)
         rates = self._rates(n_epochs * n_batches)
@@ -492,30 +492,32 @@ class Trainer:
                 counters = self._optimizer.step_scalars(self._counters, rates[:n_steps])[1]
             self._counters = counters
             self._n_steps += n_steps
-            columns = {
-                "loss": result.losses,
-                "learning_rate": rates[n_batches - 1 :: n_batches][:n_done],
-                "seconds": result.seconds,
-            }
-            history.extend(**columns)
             if stream == FIT_STREAM:
                 self._epoch += n_done
-                self.history.extend(**columns)
             else:
                 self._n_step_calls += n_done
+            for record in records:
+                record.extend(
+                    loss=result.losses,
+                    learning_rate=rates[n_batches - 1 :: n_batches][:n_done],
+                    seconds=result.seconds,
+                )
         if result.exception is not None:
             raise result.exception
         if result.status == "diverged":
-            raise self._divergence(result.batch, history)
+            raise self._divergence(result.batch, records[0] if records else None)
+        return result.losses
 
     def _rates(self, n_steps: int) -> np.ndarray:
         """The learning rates of the next steps, float64 (n_steps,)."""
+        if self._schedule is None:
+            return np.full(n_steps, self._optimizer.learning_rate * self._rate_factor)
         rates = resolve_schedule(self._schedule, self._optimizer.learning_rate)(
             np.arange(self._n_steps, self._n_steps + n_steps)
         )
         return rates * self._rate_factor
 
-    def _divergence(self, batch: int, history: History) -> DivergenceError:
+    def _divergence(self, batch: int, history: History | None) -> DivergenceError:
         return DivergenceError(
             f"the loss or a parameter is no longer finite in epoch {self._epoch}, batch {batch} "
             "(counted from 0); the model is back at the start of that epoch. Try a lower "
@@ -584,7 +586,9 @@ class Trainer:
         RuntimeError
             Another thread is training the model at this moment.
         """
-        if self._model._training.locked() and self._thread != threading.get_ident():
+        from fastnn.persistence import write_file
+
+        if self._model._training.held_by_another_thread():
             raise RuntimeError(
                 "this model is being trained already, by another thread: wait for it, or save "
                 "from a callback"
@@ -648,6 +652,8 @@ class Trainer:
         BackendUnavailable
             The backend does not exist on this machine.
         """
+        from fastnn.persistence import read_file
+
         engine = get_backend(check_choice(backend, "backend", BACKENDS))
         header, tensors = read_file(path, "trainer")
         with header:
@@ -709,10 +715,10 @@ class Trainer:
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a running fit stays behind.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_stop", "_thread")}
+        return {name: value for name, value in self.__dict__.items() if name != "_stop"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _stop=StopFlag(), _thread=None)
+        self.__dict__.update(state, _stop=StopFlag())
 
 
 def _schedule_to_file(schedule: Any) -> dict[str, Any] | str | None:

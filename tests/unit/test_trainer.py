@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastnn
-from fastnn import MLP, DivergenceError, ModelFormatError, Trainer, rng
+from fastnn import MLP, DivergenceError, ModelFormatError, Trainer, persistence, rng
 from fastnn import trainer as trainer_module
 from fastnn.tables.optimizers import OPTIMIZERS
 
@@ -412,13 +412,13 @@ def test_the_model_of_a_saved_training(make, tmp_path):
 def test_headers_that_make_no_trainer(make, tmp_path, monkeypatch, key, value):
     trainer = make()
     trainer.fit(X, Y, epochs=1)
-    true_write = trainer_module.write_file
+    true_write = persistence.write_file
 
     def write(path, kind, sections, tensors):
         sections["trainer"][key] = value
         true_write(path, kind, sections, tensors)
 
-    monkeypatch.setattr(trainer_module, "write_file", write)
+    monkeypatch.setattr(persistence, "write_file", write)
     trainer.save(tmp_path / "t")
     with pytest.raises(ModelFormatError):
         Trainer.load(tmp_path / "t", backend=trainer.model.backend)
@@ -713,6 +713,69 @@ def test_concurrent_fits_of_one_model_raise_and_corrupt_nothing(make):  # case T
     assert state(trainer) == state(twin)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_forked_in_the_middle_of_a_training_can_train(make):  # case T3
+    statuses = []
+
+    class Fork:
+        def on_epoch_end(self, trainer, logs):
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    trainer.fit(X, Y, epochs=1)
+                    with pytest.raises(RuntimeError):
+                        trainer.fit(X, Y, epochs=1, callbacks=[Nested()])
+                    status = 0
+                finally:
+                    os._exit(status)
+            statuses.append(os.waitpid(child, 0)[1])
+
+    trainer, twin = make(), make()
+    trainer.fit(X, Y, epochs=2, callbacks=[Fork()])
+    twin.fit(X, Y, epochs=2)
+    assert statuses == [0, 0]
+    assert state(trainer) == state(twin)
+
+
+class Nested:
+    """A callback that trains."""
+
+    def on_epoch_end(self, trainer, logs):
+        trainer.fit(X, Y, epochs=1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
+def test_an_exception_of_the_users_own_handler_leaves_true_counters(make):
+    """A time limit by SIGALRM, say: compiled training passes the handler's exception on."""
+    trainer = make(shuffle=False, optimizer="sgd")
+    if trainer.model.backend == "reference":
+        pytest.skip("in plain Python a signal handler may raise in the middle of a step")
+
+    class TimeIsUp(Exception):
+        pass
+
+    def handler(signum, frame):
+        raise TimeIsUp
+
+    data = np.tile(X, (200, 1)), np.tile(Y, (200, 1))  # epochs long enough to be interrupted
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(TimeIsUp):
+            trainer.fit(*data, epochs=10**6)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    per_epoch = 200 * N // 4
+    replay = make(shuffle=False, optimizer="sgd")
+    replay.fit(*data, epochs=trainer.n_steps // per_epoch)
+    for batch in range(trainer.n_steps % per_epoch):
+        rows = slice(4 * batch, 4 * batch + 4)
+        replay.step(data[0][rows], data[1][rows])
+    assert replay.model.parameters.tobytes() == trainer.model.parameters.tobytes()
+
+
 def test_a_failing_callback_leaves_a_usable_trainer(make):
     class Fail:
         def on_epoch_end(self, trainer, logs):
@@ -727,10 +790,6 @@ def test_a_failing_callback_leaves_a_usable_trainer(make):
 
 
 def test_training_from_a_callback_is_refused(make):
-    class Nested:
-        def on_epoch_end(self, trainer, logs):
-            trainer.fit(X, Y, epochs=1)
-
     with pytest.raises(RuntimeError, match="fit that called this callback"):
         make().fit(X, Y, epochs=1, callbacks=[Nested()])
 
