@@ -9,6 +9,7 @@ and its gradient goes through the link's derivative. y, z, t: float64 of shape (
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -368,6 +369,7 @@ def encode_targets(
     array = _as_numbers(y, name)
     if loss.target_kind == "classes" and _are_labels(array, n_outputs):
         return _encode_labels(array, n_samples, n_outputs, name)
+    given = array.shape
     if array.ndim == 1 and n_outputs == 1:
         array = array[:, None]
     if array.shape != (n_samples, n_outputs):
@@ -377,10 +379,10 @@ def encode_targets(
         elif n_outputs == 1:
             shapes += f" or ({n_samples},)"
         hint = ""
-        if loss.target_kind == "classes" and array.ndim == 1 and array.dtype.kind == "f":
+        if loss.target_kind == "classes" and len(given) == 1 and array.dtype.kind == "f":
             hint = f": labels must be integers, as {name}.astype(int)"
         raise ValueError(
-            f"{name} must have shape {shapes}, got {array.shape} of dtype {array.dtype}{hint}"
+            f"{name} must have shape {shapes}, got {given} of dtype {array.dtype}{hint}"
         )
     with np.errstate(over="ignore", invalid="ignore"):
         targets = np.ascontiguousarray(array, dtype)
@@ -397,6 +399,10 @@ def encode_targets(
 def _as_numbers(y: Any, name: str) -> Array:
     if hasattr(y, "toarray") and hasattr(y, "nnz"):
         raise TypeError(f"{name} is sparse ({type(y).__name__}): use {name}.toarray()")
+    # Nobody can hold a masked array without having loaded numpy.ma, which is slow to import.
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and masked.is_masked(y):
+        raise ValueError(f"{name} has masked entries: leave these rows out, or fill them first")
     try:
         array = np.asarray(y)
         if array.dtype.kind == "O":

@@ -36,7 +36,7 @@ TORCH_ACTIVATIONS = {
 }
 TORCH_LINKS = {"softmax": lambda z: torch.softmax(z, dim=1), "exp": torch.exp}
 
-# Losses of outputs y. PyTorch has no pinball and no hinge loss of one score; it differentiates them.
+# Losses of outputs y. Pinball and hinge of one score are no functions of PyTorch; it derives them.
 TORCH_LOSSES = {
     "squared_error": lambda y, t: 0.5 * F.mse_loss(y, t, reduction="none"),
     "absolute_error": lambda y, t: F.l1_loss(y, t, reduction="none"),
