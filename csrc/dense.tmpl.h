@@ -364,14 +364,14 @@ static void N(bias_gradient)(const fnn_gradient *job, ptrdiff_t j0, ptrdiff_t j1
     REAL *g = job->bias_gradient ? (REAL *)job->bias_gradient + j0 : work;
     for (ptrdiff_t j = j0; j < j1; j += LANES) {
         ptrdiff_t m = j1 - j;
-        V total = {0};
+        const int more = job->bias_gradient && job->accumulate;
+        V total = more ? N(load_n)(g + (j - j0), m) : (V){0};
         for (ptrdiff_t b = 0; b < job->n_rows; b += FNN_BLOCK) {
             ptrdiff_t end = N(least)(b + FNN_BLOCK, job->n_rows);
             V sum = {0};
             for (ptrdiff_t r = b; r < end; r++) sum = sum + N(load_n)(delta + r * job->ldd + j, m);
-            total = b ? total + sum : sum;
+            total = b || more ? total + sum : sum;
         }
-        if (job->bias_gradient && job->accumulate) total = N(load_n)(g + (j - j0), m) + total;
         N(store_n)(g + (j - j0), total, m);
     }
     if (job->optimizer >= 0)
@@ -398,25 +398,25 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
     const REAL *delta = job->delta;
     const ptrdiff_t fan_out = job->fan_out;
     REAL *tile = s.work, *flat = s.work + (LANES / 2) * NR;
+    const int more = job->gradient && job->accumulate;
     for (ptrdiff_t u = unit_begin; u < unit_end; u++) {
         ptrdiff_t k0 = u * NR, m = N(least)(NR, job->fan_in - k0), ld = N(vectors)(m) * LANES;
+        REAL *g = job->gradient ? (REAL *)job->gradient + k0 * fan_out : flat;
+        /* the tile lies transposed: rows of W are outputs there; block sums join it one by one, whatever the chunks */
+        for (ptrdiff_t j = 0; more && j < fan_out; j++)
+            for (ptrdiff_t i = 0; i < m; i++) tile[j * NR + i] = g[i * fan_out + j];
         for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
             N(pack_columns)(x + r0, n, k0, m, s.panel, ld);
-            N(tile_job) t = {.n = n, .lda = job->ldd, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = r0 > 0};
+            N(tile_job) t = {.n = n, .lda = job->ldd, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = r0 > 0 || more};
             FOR_EACH_TILE(j0, j1, fan_out) {
                 t.columns = delta + r0 * job->ldd + j0;
                 t.c = tile + j0 * NR;
                 N(run_tile)(&t, j1 - j0, m, N(COLS));
             }
         }
-        /* the tile lies transposed: rows of W are outputs there */
-        REAL *g = job->gradient ? (REAL *)job->gradient + k0 * fan_out : flat;
         for (ptrdiff_t i = 0; i < m; i++)
-            for (ptrdiff_t j = 0; j < fan_out; j++) {
-                REAL sum = tile[j * NR + i];
-                g[i * fan_out + j] = job->gradient && job->accumulate ? g[i * fan_out + j] + sum : sum;
-            }
+            for (ptrdiff_t j = 0; j < fan_out; j++) g[i * fan_out + j] = tile[j * NR + i];
         if (job->optimizer >= 0) N(update_block)(job, k0, 0, 1, m * fan_out, g, 0, 0);
         if (u == 0) N(bias_gradient)(job, 0, fan_out, flat);
     }
