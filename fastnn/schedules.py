@@ -290,9 +290,10 @@ class Warmup(Schedule):
         then = self.then
         if isinstance(then, Schedule) and self.learning_rate is not None:
             then = then.bind(self.learning_rate)
+        step = int(step)
         if step < self.n_steps:
-            return (step + 1) / self.n_steps * then(0)
-        return then(step - self.n_steps)
+            return (step + 1) / self.n_steps * _rate(then(0), step)
+        return _rate(then(step - self.n_steps), step)
 
     def get_config(self) -> dict[str, Any]:
         if not isinstance(self.then, Schedule):
@@ -333,7 +334,7 @@ def _as_schedule(schedule: Any) -> Any:
         return ConstantRate()
     if isinstance(schedule, str):
         return get_schedule(schedule)
-    if not callable(schedule):
+    if not callable(schedule) or isinstance(schedule, type):
         raise TypeError(
             f"schedule must be a name, a schedule object such as CosineDecay(n_steps=1000), or a "
             f"callable (step) -> rate; got {schedule!r}"
@@ -381,6 +382,8 @@ def resolve_schedule(schedule: Any, learning_rate: float) -> Callable[[Any], np.
 
 def _rate(value: Any, step: int) -> float:
     try:
+        if isinstance(value, str | bytes | bool):  # which float() takes
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(

@@ -124,7 +124,7 @@ def test_adagrad_remembers_all_gradients():
 def test_rprop_grows_shrinks_and_waits():
     gradients = [[1.0], [1.0], [-1.0], [-1.0], [-1.0], [0.0], [5.0]]
     moves = np.diff(np.ravel([[0.0], *take_steps(Rprop(0.1), [0.0], gradients)]))
-    # grow by 1.2; shrink by 0.5 and wait; no comparison after waiting; grow; nothing; move as before
+    # Grow by 1.2; shrink by 0.5 and wait; nothing to compare with; grow; no slope; as before.
     expected = [-0.1, -0.12, 0, 0.06, 0.072, 0, -0.072]
     np.testing.assert_allclose(moves, expected, rtol=1e-14, atol=1e-16)
 
