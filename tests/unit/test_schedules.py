@@ -100,7 +100,7 @@ def test_warmup():
     np.testing.assert_allclose(got, [0.5, 1, 1, 1 / 2, 1 / 3])
 
 
-# One rate per step ----------------------------------------------------------------------------------
+# One rate per step --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=name)
