@@ -114,6 +114,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def guide(session: nox.Session) -> None:
+    """Run the pages of docs/guide, and write their pictures and printed outputs."""
+    session.install(".[lbfgs,plot]")
+    session.run("python", "-P", "docs/make_guide.py", *session.posargs)
+
+
+@nox.session
 def nightly(session: nox.Session) -> None:
     """Exhaustive tests, and other processors under QEMU user emulation (Debian, Ubuntu).
 

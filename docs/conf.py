@@ -17,7 +17,7 @@ extensions = [
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 root_doc = "index"
-exclude_patterns = ["_build", "adr/README.md"]
+exclude_patterns = ["_build", "adr/README.md", "guide/README.md"]
 suppress_warnings = ["myst.header", "myst.xref_missing"]
 
 autosummary_generate = True

@@ -4,15 +4,18 @@
     python docs/make_guide.py 03 08      pages whose names begin so
 
 A page is Markdown. Its ``python`` blocks run in order, in one namespace. A ``text`` block right
-after one of them is what it prints; a comment ``<!-- check: EXPRESSION -->`` holds the prose before
-it to the numbers, and must be true. The tests run the same (tests/guide). Pictures are saved by the
-blocks themselves, with ``figure.savefig("name.png")``; here they are made small and put into
-docs/guide/pictures.
+after one of them is what it prints. A comment ``<!-- check: EXPRESSION -->`` holds the prose
+before it to the numbers, and must be true. The lines after ``<!-- table: NAME -->`` are made from
+the package's tables. Pictures are saved by the blocks themselves, with
+``figure.savefig("name.png")``; here they are made small and put into docs/guide/pictures.
+
+The tests (tests/guide) run the pages with the functions of this file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -144,11 +147,11 @@ def run_page(page: Path, folder: Path) -> Run:
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
-def same_output(expected: str, printed: str) -> bool:
+def same_output(expected: str, printed: str, tolerance: float = 0.02) -> bool:
     """Whether an output is what the page says.
 
-    Words and spaces must agree, numbers to 2 % or one unit of the last digit shown: processors
-    without fused multiply-add round differently in the last bits, which long training magnifies.
+    Words and spaces must agree, numbers to the relative tolerance and one unit of the last digit
+    shown.
     """
     expected, printed = (
         "\n".join(line.rstrip() for line in text.strip().splitlines())
@@ -161,9 +164,101 @@ def same_output(expected: str, printed: str) -> bool:
     for said, found in zip(NUMBER.findall(expected), NUMBER.findall(printed), strict=True):
         mantissa, _, exponent = said.partition("e")
         unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-        if abs(float(said) - float(found)) > 1.0001 * unit + 0.02 * abs(float(said)):
+        if abs(float(said) - float(found)) > 1.0001 * unit + tolerance * abs(float(said)):
             return False
     return True
+
+
+def activation_table() -> list[str]:
+    """Every activation and output link: formula, range, slope at 0, largest slope, source."""
+    import numpy as np
+
+    from fastnn.tables.activations import ACTIVATIONS, LINKS
+
+    z = np.linspace(-8, 8, 160001)
+    rows = [("name", "formula", "range", "slope at 0", "largest slope", "source")]
+    for row in [*ACTIVATIONS.values(), *LINKS.values()]:
+        slopes = ("", "")
+        if row.df is not None:
+            at_zero = float(row.df(np.zeros(1), row.f(np.zeros(1)))[0])
+            largest = float(np.abs(row.df(z, row.f(z))).max())
+            slopes = (f"{at_zero:.3g}", "unbounded" if row.name == "exp" else f"{largest:.3g}")
+        bounds = " to ".join(f"{bound:.3g}".replace("inf", "∞") for bound in row.range)
+        rows.append((row.name, row.formula, bounds, *slopes, row.source))
+    return markdown_table(rows)
+
+
+def loss_table() -> list[str]:
+    """Every loss: formula, targets, natural output."""
+    from fastnn.tables.losses import LOSSES
+
+    kinds = {
+        "real": "any number",
+        "nonnegative": "0 or more",
+        "unit": "0 to 1",
+        "sign": "-1 or 1",
+        "classes": "labels, or rows of probabilities",
+    }
+    rows = [("name", "of one output", "targets t", "natural output")]
+    rows += [
+        (row.name, row.formula, kinds[row.target_kind], row.natural_output)
+        for row in LOSSES.values()
+    ]
+    return markdown_table(rows)
+
+
+def optimizer_table() -> list[str]:
+    """Every optimizer: class, what it does, defaults."""
+    from fastnn.tables.optimizers import OPTIMIZERS
+
+    return markdown_table([("class", "what it does", "defaults"), *described(OPTIMIZERS)])
+
+
+def schedule_table() -> list[str]:
+    """Every schedule with a class of its own: what it computes, defaults."""
+    import fastnn
+    from fastnn.schedules import SCHEDULES
+
+    public = {name: cls for name, cls in SCHEDULES.items() if cls.__name__ in fastnn.__all__}
+    return markdown_table([("class", "what it does", "defaults"), *described(public)])
+
+
+def described(classes: dict[str, type]) -> list[tuple[str, str, str]]:
+    """Name, summary and defaults of settings classes."""
+    rows = []
+    for cls in classes.values():
+        defaults = ", ".join(
+            f"{f.name}={f.default}" for f in dataclasses.fields(cls) if f.default is not None
+        )
+        rows.append((cls.__name__, cls.__doc__.splitlines()[0].replace("``", "`"), defaults))
+    return rows
+
+
+def markdown_table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table; the first row is its head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
+TABLES = {
+    "activations": activation_table,
+    "losses": loss_table,
+    "optimizers": optimizer_table,
+    "schedules": schedule_table,
+}
+
+
+def with_tables(text: str) -> str:
+    """The page with its tables made anew."""
+    lines = text.splitlines()
+    for i in reversed(range(len(lines))):
+        marked = re.fullmatch(r"<!-- table: (\w+) -->", lines[i])
+        if marked:
+            end = i + 1
+            while end < len(lines) and lines[end].startswith("|"):
+                end += 1
+            lines[i + 1 : end] = TABLES[marked[1]]()
+    return "\n".join(lines) + "\n"
 
 
 def shrink(source: Path, target: Path) -> None:
@@ -188,7 +283,7 @@ def write_page(page: Path) -> None:
             expected, printed, _ = run.outputs.pop()
             if not same_output(expected, printed):
                 lines[block.line : block.end] = printed.strip("\n").splitlines()
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page.write_text(with_tables("\n".join(lines)), encoding="utf-8")
 
 
 def main(prefixes: list[str]) -> None:
