@@ -754,15 +754,15 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
             run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
             run.seconds[epoch] = fnn_seconds() - began
             if run.snapshot != NULL and not net.k.all_finite(net.n_parameters, run.parameters):
+                # not `quit`: a slower thread may still be about to look at that for the last step
                 run.status = DIVERGED
-                run.quit = True
                 run.bad_epoch = epoch
                 run.bad_batch = batch - 1
                 copy_state(run, True)
             else:
                 run.epochs_done = epoch + 1
         fnn_barrier_wait(barrier)
-        if run.quit:
+        if run.status == DIVERGED:
             return
 
 
