@@ -440,7 +440,8 @@ def _encode_labels(array: Array, n_samples: int, n_outputs: int, name: str) -> A
             f"{name} must hold labels 0 to {n_outputs - 1} (one per output), got {shown}: encode "
             f"them first, as np.unique({name}, return_inverse=True)[1]"
         )
-    return np.ascontiguousarray(labels, np.int64)
+    # A copy: C indexes by labels, and another thread may write to the caller's array meanwhile.
+    return np.array(labels, np.int64, order="C")
 
 
 def _check_kind(loss: LossRow, targets: Array, array: Array, name: str) -> None:
