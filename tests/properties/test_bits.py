@@ -6,9 +6,12 @@ draws a network, its training and its data; what is compared are bytes, never cl
 """
 
 import contextlib
+import copy
 import os
+import pickle
 import tempfile
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,11 +83,9 @@ class Case:
     n_rows: int
     weighted: bool
     seed: int
-    X: np.ndarray = field(repr=False, default=None)
-    y: np.ndarray = field(repr=False, default=None)
-    weight: np.ndarray | None = field(repr=False, default=None)
 
     def __post_init__(self):
+        # X, y and weight are no fields: nobody wants to read them in a failure.
         generator = np.random.default_rng(self.seed)
         n, n_outputs = self.n_rows, self.layer_sizes[-1]
         dtype = self.model["dtype"]
@@ -98,6 +99,7 @@ class Case:
             self.y = generator.uniform(size=(n, n_outputs))
         else:
             self.y = np.abs(generator.normal(size=(n, n_outputs)))
+        self.weight = None
         if self.weighted:
             # a third of the rows count for nothing, often a whole batch
             self.weight = generator.uniform(0.1, 3.0, n) * (generator.uniform(size=n) > 0.3)
@@ -205,15 +207,14 @@ def looks(model, case, loss):
     )
     return [
         *bits(model.predict(case.X), *model.layer_outputs(case.X)),
-        *bits(model.input_gradient(case.X[:20]), gradient),
-        value,
+        *bits(model.input_gradient(case.X[:20]), gradient, value),
     ]
 
 
 # Threads (R1, R6, T11) ---------------------------------------------------------------------------
 
 
-@examples(40)
+@examples(120)
 @given(cases())
 def test_training_does_not_depend_on_threads(case):  # R1, R6, T11
     results = []
@@ -227,7 +228,7 @@ def test_training_does_not_depend_on_threads(case):  # R1, R6, T11
     assert results[0][0] == "diverged" or results[0][1] != bits(case.make_model().parameters)[0]
 
 
-@examples(40)
+@examples(120)
 @given(cases(widths=MANY_WIDTHS))
 def test_reading_does_not_depend_on_threads(case):  # R1, T11
     model = case.make_model()
@@ -235,7 +236,7 @@ def test_reading_does_not_depend_on_threads(case):  # R1, T11
     for n in THREADS:
         with threads(n):
             evaluated = case.make_trainer().evaluate(**case.data)
-            results.append([*looks(model, case, case.loss), evaluated])
+            results.append(looks(model, case, case.loss) + bits(evaluated))
     assert all(result == results[0] for result in results[1:])
 
 
@@ -264,18 +265,10 @@ def test_threads_differ_in_how_a_long_batch_is_cut(monkeypatch):  # R1
 def test_only_as_many_threads_as_were_allowed():
     """The comparisons above would say nothing if every call used one thread."""
     counts = set()
-    n_steps = np.zeros(1)
-
-    class Watch:
-        def on_epoch_end(self, trainer, logs):
-            n_steps[0] += 1
-
     model = MLP([16, 16, 4], seed=0)
     X = np.ones((64, 16), np.float32)
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("needs /proc to count threads")
-    import threading
-
     before = len(os.listdir("/proc/self/task"))
     done = threading.Event()
 
@@ -295,7 +288,7 @@ def test_only_as_many_threads_as_were_allowed():
 # Rows (R2) ---------------------------------------------------------------------------------------
 
 
-@examples(60)
+@examples(180)
 @given(models(MANY_WIDTHS), st.integers(1, 40), st.integers(0, 2**32), st.sampled_from([1, 3]))
 def test_a_row_alone_is_the_row_in_any_slice(drawn, n_rows, seed, n_threads):  # R2
     sizes, kwargs, _ = drawn
@@ -379,7 +372,7 @@ def test_summed_losses_of_rows_are_the_loss_of_all():
 # Calls, files (S9, S14, S18) ---------------------------------------------------------------------
 
 
-@examples(60)
+@examples(180)
 @given(cases(), st.integers(2, 5))
 def test_k_epochs_are_k_calls_of_one(case, k):  # S9, S14
     once, often = case.make_trainer(), case.make_trainer()
@@ -391,7 +384,7 @@ def test_k_epochs_are_k_calls_of_one(case, k):  # S9, S14
     assert len(set(once.history.loss)) > 1 or once.history.loss[0] in (0.0, once.history.loss[-1])
 
 
-@examples(60)
+@examples(180)
 @given(cases(), st.integers(1, 4))
 def test_saved_and_resumed_after_every_epoch(case, k):  # S9, S14, S18
     straight, resumed = case.make_trainer(), case.make_trainer()
@@ -435,7 +428,7 @@ def test_lbfgs_resumed(dtype, cut, tmp_path):  # S9, S18
     assert straight.history.loss[-1] < straight.history.loss[0]
 
 
-@examples(25)
+@examples(75)
 @given(cases(rows=st.integers(3, 40)), st.integers(1, 6))
 def test_a_stop_between_epochs_does_not_show(case, at):  # S9
     class Stop:
@@ -495,20 +488,20 @@ TYPES = ["float32", "float64", "float16", "bool", "uint8"]
 TYPES += ["int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 
 
-@examples(80)
+@examples(240)
 @given(cases(rows=ROWS), st.sampled_from(TYPES), st.sampled_from(sorted(LAYOUTS)))
 def test_types_and_layouts_do_not_show(case, dtype, layout):  # A4, A8, B13
     generator = np.random.default_rng(case.seed)
     values = generator.integers(0, 2 if dtype == "bool" else 100, case.X.shape)
     if "float" in dtype:
-        values = values / 8 - 5  # exact in float16
+        values = values / 64 - 1  # exact in float16
     elif dtype.startswith("int"):
         values -= 50
     X = values.astype(dtype)
     if layout == "broadcast":
         X = np.broadcast_to(X[0], X.shape)  # rows without a stride
     plain = np.array(X.astype(case.model["dtype"]), order="C")
-    assert case.n_rows < 5 or np.ptp(plain) > 0
+    assert layout == "broadcast" or case.n_rows < 9 or np.ptp(plain) > 0
     strange = LAYOUTS[layout](X)
     results = []
     for rows in (plain, strange):
@@ -523,14 +516,13 @@ def test_types_and_layouts_do_not_show(case, dtype, layout):  # A4, A8, B13
                 *(how + state(trainer)),
                 *bits(model.predict(rows), *model.layer_outputs(rows), gradient),
                 *bits(model.input_gradient(few), model.predict(rows[0])),
-                value,
-                trainer.evaluate(rows, case.y),
+                *bits(value, trainer.evaluate(rows, case.y)),  # maybe NaN, after a divergence
             ]
         )
     assert results[0] == results[1]
 
 
-@examples(40)
+@examples(120)
 @given(
     st.integers(1, 40),
     WIDTHS,
@@ -556,7 +548,7 @@ def test_types_and_layouts_do_not_show_in_a_perceptron(
     assert results[0] == results[1]
 
 
-@examples(40)
+@examples(120)
 @given(cases())
 def test_ones_as_weights_are_none(case):  # W1
     results = []
@@ -568,7 +560,7 @@ def test_ones_as_weights_are_none(case):  # W1
     assert results[0] == results[1] == results[2]
 
 
-@examples(25)
+@examples(75)
 @given(cases(rows=st.integers(2, 40)))
 def test_rows_without_weight_are_not_read(case):  # W3
     """What stands in a row of weight 0 cannot matter."""
@@ -586,12 +578,9 @@ def test_rows_without_weight_are_not_read(case):  # W3
     assert results[0] == results[1]
 
 
-@examples(25)
+@examples(75)
 @given(cases(), st.booleans())
 def test_a_copy_is_the_model(case, pickled):  # P1
-    import copy
-    import pickle
-
     trainer = case.make_trainer()
     assume(fit(trainer, case, 1) == ["done"])
     twin = pickle.loads(pickle.dumps(trainer)) if pickled else copy.deepcopy(trainer)
