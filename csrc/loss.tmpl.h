@@ -85,7 +85,8 @@ static void N(cross_entropy_lanes)(const fnn_loss *job, const int64_t *samples, 
     for (ptrdiff_t j = 0; j < n; j++) {
         V target = N(load)(t + j * LANES);
         weight = weight + target;
-        N(add_lanes)(sum, target * (s.max - N(load)(z + j * LANES)));
+        /* max - z may overflow, which must not matter where the target is 0 */
+        N(add_lanes)(sum, SEL(target == K(0), K(0), target * (s.max - N(load)(z + j * LANES))));
     }
     N(add_lanes)(sum, weight * log_rest);
     for (ptrdiff_t j = 0; j < n; j++) {

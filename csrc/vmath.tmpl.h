@@ -242,6 +242,12 @@ INLINE V N(xlog)(V t, V y) {
 INLINE V N(ratio)(V t, V y) {
     return SEL(t == K(0), SEL_NUMBER(y, K(0)), t / y);
 }
+/* Binary cross-entropy of a logit, max(z, 0) - t z + log(1 + e^-|z|): for t = 0 and 1 the first two leave no rounding to
+ * drown the third in. */
+INLINE V N(logistic_loss)(V z, V t) {
+    V positive = SEL(z > K(0), z, SEL_NUMBER(z, K(0)));
+    return FMA(-t, z, positive) + N(log1p)(N(exp)(K(0) - ABS(z)));
+}
 INLINE V N(hinge)(V margin) {
     return SEL(margin < K(1), K(1) - margin, SEL_NUMBER(margin, K(0)));
 }

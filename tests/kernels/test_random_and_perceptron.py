@@ -1,0 +1,83 @@
+"""Dropout factors and shuffle draws against Philox in NumPy; the perceptron's step against Rosenblatt's rule."""
+
+import numpy as np
+import pytest
+from kernel_references import fma, same_bits
+
+
+def philox(counter, key):
+    """Philox4x32-10 (Salmon et al. 2011), one block: four words in Python's integers."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def test_philox_is_the_papers():
+    """Known answers of the authors' Random123 library, kat_vectors."""
+    assert philox([0] * 4, [0] * 2) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    ones = 0xFFFFFFFF
+    assert philox([ones] * 4, [ones] * 2) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+SEED = 0x0123_4567_89AB_CDEF
+KEY = (SEED & 0xFFFFFFFF, SEED >> 32)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 0.999])
+def test_dropout_factors(kernels, misaligned, rate):
+    samples, epoch, layer, stream = [0, 5, 2**32 + 7, 2**47], 3, 2, 2
+    for n_units in [1, 2, 3, 4, 5, 31, 32, 33, 64, 65, 200]:
+        words = np.array([
+            [
+                philox((row & 0xFFFFFFFF, u // 4, epoch, stream << 28 | layer << 16 | row >> 32 & 0xFFFF), KEY)[u % 4]
+                for u in range(n_units)
+            ]
+            for row in samples
+        ])  # fmt: skip
+        expected = np.where(words >= np.floor(rate * 2**32), kernels.dtype.type(1 / (1 - rate)), kernels.dtype.type(0))
+        for k in (kernels, misaligned):
+            assert same_bits(k.dropout_factors(SEED, stream, epoch, layer, rate, samples, n_units), expected)
+    assert abs((expected == 0).mean() - rate) < 0.06
+
+
+def test_shuffle_draws(kernels):
+    for first in (0, 2**32 - 3):
+        for n_blocks in (8, 24):
+            words = [philox((b & 0xFFFFFFFF, b >> 32, 9, 1 << 28), KEY) for b in range(first, first + n_blocks)]
+            expected = np.array([d for w in words for d in (w[0] | w[1] << 32, w[2] | w[3] << 32)], np.uint64)
+            assert same_bits(kernels.shuffle_draws(SEED, 9, first, n_blocks), expected)
+
+
+def test_perceptron_row(kernels, misaligned, rng):
+    """u = x . w + b in law 1's order, then w += rate (t - y) x: each product is rounded, then each sum."""
+    for fan_in in [*kernels.lengths, 255, 300]:
+        for n_outputs in (1, 2, kernels.lanes, 2 * kernels.lanes + 1):
+            x, W, b = (
+                rng.standard_normal(s).astype(kernels.dtype) for s in (fan_in, (fan_in, n_outputs), n_outputs)
+            )
+            target = rng.integers(0, 2, n_outputs).astype(np.uint8)
+            rate = 0.3
+            u = np.zeros(n_outputs, kernels.dtype)
+            for begin in range(0, fan_in, 256):
+                chain = np.zeros(n_outputs, kernels.dtype)
+                for p in range(begin, min(begin + 256, fan_in)):
+                    chain = fma(x[p], W[p], chain) if kernels.fused else x[p] * W[p] + chain
+                u = u + chain if begin else chain
+            error = target.astype(int) - (u + b > 0)
+            step = kernels.dtype.type(rate) * error.astype(kernels.dtype)
+            for k in (kernels, misaligned):
+                mistakes, w, bias = k.perceptron_row(x, target, rate, W, b)
+                assert mistakes == np.count_nonzero(error)
+                # a unit that was right keeps its weights: a product with a step of 0 adds nothing
+                assert np.array_equal(w, W + step * x[:, None])
+                assert np.array_equal(bias, b + step)
+
+
+def test_perceptron_decides_at_zero(kernels):
+    """y = 1 where u > 0: a row on the line counts as 0, and NaN too."""
+    for x, target, mistakes in [(0.0, 0, 0), (0.0, 1, 1), (np.nan, 0, 0), (np.nan, 1, 1), (1.0, 1, 0), (1.0, 0, 1)]:
+        got, _, _ = kernels.perceptron_row([x], [target], 1.0, [[1.0]], [0.0])
+        assert got == mistakes, (x, target)
