@@ -1,0 +1,327 @@
+"""Ctrl-C ends every long call within 0.2 s, at a whole step (case T12); so does `Trainer.stop`.
+
+A child process runs the calls; this one sends it real signals. Both read the same clock. The
+machine may be busy, so one of a few attempts has to be quick; all have to be right.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fastnn import MLP, Trainer
+
+pytest.importorskip("fastnn.backends._native")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+SECONDS = 0.2
+SECONDS_ON_A_BUSY_MACHINE = 2.0
+
+CHILD = """
+import json, signal, sys, time
+import numpy as np
+import fastnn
+from fastnn import LBFGS, MLP, Perceptron, Trainer, rng
+from fastnn.backends import _native
+
+# a shell may have started us with signals ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
+generator = np.random.default_rng(0)
+EVER = 10**9
+
+def check_step(trainer, start, X, y):
+    '''The parameters are exactly those after n_steps whole steps.'''
+    n = len(X)
+    size = n if trainer._batch_size == "full" else trainer._batch_size
+    per_epoch = -(-n // size)
+    done = trainer.epoch * per_epoch
+    assert 0 <= trainer.n_steps - done <= per_epoch, (trainer.n_steps, trainer.epoch)
+    assert len(trainer.history) == trainer.epoch
+    twin = Trainer(start, optimizer="adam", batch_size=trainer._batch_size,
+                   clip_norm=trainer._clip_norm, seed=trainer.seed, n_threads=2)
+    twin.fit(X, y, epochs=trainer.epoch)
+    order = rng.permutation(n, trainer.seed, trainer.epoch) if size < n else np.arange(n)
+    for b in range(trainer.n_steps - done):
+        rows = order[b * size : (b + 1) * size]
+        twin.step(X[rows], y[rows])
+    assert np.isfinite(trainer.model.parameters).all()
+    assert trainer.n_steps == twin.n_steps
+    assert np.array_equal(trainer.model.parameters, twin.model.parameters)
+    assert np.array_equal(trainer._slots, twin._slots)
+    assert trainer._counters == twin._counters
+    return trainer.n_steps
+
+def fitting(sizes, n, callbacks=(), **settings):
+    X = generator.normal(size=(n, sizes[0])).astype(np.float32)
+    y = generator.normal(size=(n, sizes[-1])).astype(np.float32)
+    model = MLP(sizes, activation="tanh", seed=1)
+    start = model.copy()
+    trainer = Trainer(model, optimizer="adam", seed=2, **settings)
+    return (lambda: trainer.fit(X, y, epochs=EVER, callbacks=callbacks),
+            lambda: check_step(trainer, start, X, y))
+
+class Idle:
+    def on_epoch_end(self, trainer, logs):
+        pass
+
+WIDE = [64, 1024, 1024, 8]
+ROWS = 100_000
+
+def reading(name):
+    model = MLP(WIDE, seed=1)
+    X = generator.normal(size=(ROWS, 64)).astype(np.float32)
+    y = np.zeros((ROWS, 8), np.float32)
+    before = model.parameters.copy()
+    call = {
+        "predict": lambda: model.predict(X),
+        "input_gradient": lambda: model.input_gradient(X[:40_000]),
+        "evaluate": lambda: Trainer(model).evaluate(X, y),
+        "loss_and_gradient": lambda: model.loss_and_gradient(X, y),
+    }[name]
+    return call, lambda: int(not np.array_equal(model.parameters, before))
+
+def perceptron(n, n_features):
+    unit = Perceptron(max_epochs=10**7, shuffle=True, seed=0)
+    unit.fit([[0.0], [1.0]], [0, 1])
+    weights = unit.weights.copy()
+    X, t = generator.normal(size=(n, n_features)), generator.integers(0, 2, n)
+
+    def check():
+        assert np.array_equal(unit.weights, weights) and unit.converged_
+        return 0
+
+    return lambda: unit.fit(X, t), check
+
+def lbfgs():
+    X = generator.normal(size=(60_000, 64)).astype(np.float32)
+    model = MLP([64, 128, 3], activation="tanh", output="softmax", seed=1)
+    trainer = Trainer(model, optimizer=LBFGS(), seed=0)
+    call = lambda: trainer.fit(X, generator.integers(0, 3, len(X)), epochs=EVER)
+
+    def check():
+        assert np.isfinite(model.parameters).all() and trainer.epoch == len(trainer.history)
+        return trainer.epoch
+
+    return call, check
+
+CASES = {
+    "fit, tiny steps": lambda: fitting([2, 4, 1], 50, batch_size=1, n_threads=1),
+    "fit, mini-batches": lambda: fitting([32, 64, 10], 2000, n_threads=2),
+    "fit, watched": lambda: fitting([4, 8, 1], 100, callbacks=[Idle()]),
+    "fit, full batch": lambda: fitting([64, 256, 10], 150_000, batch_size="full", n_threads=1),
+    "fit, full batch, 3 threads": lambda: fitting([64, 256, 10], 150_000, batch_size="full",
+                                                  n_threads=3),
+    "fit, full batch, clipped": lambda: fitting([64, 256, 10], 100_000, batch_size="full",
+                                                n_threads=2, clip_norm=0.1),
+    "fit, large model": lambda: fitting([512, 1024, 256], 4000, batch_size=64, n_threads=2),
+    "predict": lambda: reading("predict"),
+    "input_gradient": lambda: reading("input_gradient"),
+    "evaluate": lambda: reading("evaluate"),
+    "loss_and_gradient": lambda: reading("loss_and_gradient"),
+    "perceptron": lambda: perceptron(2000, 50),
+    "perceptron, long epochs": lambda: perceptron(200_000, 40),
+    "lbfgs": lbfgs,
+}
+
+for line in sys.stdin:
+    call, check = CASES[line.strip()]()
+    print("go", flush=True)
+    answer = {}
+    try:
+        call()
+        answer["error"] = "the call ended by itself"
+    except KeyboardInterrupt:
+        answer["time"] = time.monotonic()
+    try:
+        answer["steps"] = check()
+        # nothing of the interrupt is left over
+        assert MLP([3, 2], seed=0).predict(np.ones((5, 3))).shape == (5, 2)
+    except BaseException as error:
+        answer["error"] = repr(error)
+    print(json.dumps(answer), flush=True)
+"""
+
+CASES = [line.split('"')[1] for line in CHILD.split("CASES = {")[1].split("}\n")[0].splitlines()
+         if line.startswith('    "')]  # fmt: skip
+
+
+class Child:
+    """The process that works, and its end of the conversation."""
+
+    def __init__(self, environment, folder, n_threads=None):
+        if n_threads:
+            environment = {**environment, "FASTNN_NUM_THREADS": str(n_threads)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def interrupt(self, case, delay):
+        """(seconds that the signal took, steps done) of one interrupted call."""
+        watchdog = threading.Timer(60, self.process.kill)
+        watchdog.start()
+        try:
+            print(case, file=self.process.stdin, flush=True)
+            assert self.process.stdout.readline() == "go\n", "the child died"
+            time.sleep(delay)
+            sent = time.monotonic()
+            self.process.send_signal(signal.SIGINT)
+            answer = json.loads(self.process.stdout.readline() or '{"error": "no answer"}')
+        finally:
+            watchdog.cancel()
+        assert "error" not in answer, answer["error"]
+        assert answer["time"] > sent
+        return answer["time"] - sent, answer["steps"]
+
+    def close(self):
+        self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def child(clean_environment, tmp_path_factory):
+    child = Child(clean_environment, tmp_path_factory.mktemp("interrupts"))
+    yield child
+    child.close()
+
+
+def check_interrupts(child, case):
+    seconds, steps = [], []
+    for delay in (0.15, 0.31, 0.08, 0.43, 0.25):
+        latency, n_steps = child.interrupt(case, delay)
+        seconds.append(latency)
+        steps.append(n_steps)
+        assert latency < SECONDS_ON_A_BUSY_MACHINE, f"{case}: took {latency:.2f} s"
+        if len(seconds) > 1 and min(seconds) < SECONDS:
+            break
+    assert min(seconds) < SECONDS, f"{case}: took {seconds}"
+    return steps
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ctrl_c(child, case):  # T12
+    steps = check_interrupts(child, case)
+    if case in ("fit, tiny steps", "fit, mini-batches", "fit, watched", "fit, large model"):
+        assert max(steps) > 0  # it was in the middle of something
+    elif not case.startswith(("fit", "lbfgs")):
+        assert steps == [0] * len(steps)  # the model is as it was
+
+
+def test_ctrl_c_with_many_threads(clean_environment, tmp_path):  # T12
+    child = Child(clean_environment, tmp_path, n_threads=16)
+    try:
+        for case in ("predict", "evaluate"):
+            check_interrupts(child, case)
+    finally:
+        child.close()
+
+
+def test_a_handler_of_the_user(run_script):  # T12
+    """Whatever a signal handler raises comes out of the call, once, and is not kept."""
+    run_script("""
+import gc, os, signal, threading, time, weakref
+import numpy as np
+from fastnn import MLP, Trainer
+
+class Alarm(Exception):
+    pass
+
+alarms = []
+
+def handler(signum, frame):
+    alarm = Alarm("now")
+    alarms.append(weakref.ref(alarm))
+    raise alarm
+
+signal.signal(signal.SIGALRM, handler)
+X = np.ones((3000, 16), np.float32)
+big = np.ones((100_000, 64), np.float32)
+model, wide = MLP([16, 32, 2], seed=0), MLP([64, 1024, 1024, 8], seed=0)
+trainer = Trainer(model, seed=0)
+for call in (
+    lambda: trainer.fit(X, X[:, :2], epochs=10**9),
+    lambda: wide.predict(big),
+    lambda: Trainer(wide).evaluate(big, big[:, :8]),
+):
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    start = time.monotonic()
+    try:
+        call()
+    except Alarm as error:
+        assert str(error) == "now"
+        assert time.monotonic() - start < 2.1
+    else:
+        raise AssertionError("the call ended")
+    trainer.fit(X, X[:, :2], epochs=1)  # nothing left over
+    model.predict(X)
+gc.collect()
+assert len(alarms) == 3 and not any(alarm() for alarm in alarms), "exceptions are kept"
+""")
+
+
+def test_signals_that_raise_nothing_change_nothing(run_script):
+    """A handler that only counts: the training goes on, with the same bits."""
+    run_script("""
+import signal
+import numpy as np
+from fastnn import MLP, Trainer
+
+def train():
+    X = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    model = MLP([16, 64, 2], seed=0)
+    Trainer(model, seed=0, n_threads=2).fit(X, X[:, :2], epochs=60)
+    return model.parameters.tobytes()
+
+quiet = train()
+count = 0
+
+def handler(signum, frame):
+    global count
+    count += 1
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+noisy = train()
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert noisy == quiet
+assert count > 0
+""")
+
+
+@pytest.mark.parametrize("batch_size", [8, "full"])
+def test_stop_from_another_thread(batch_size):
+    """`stop` also ends a step of many rows, before its update."""
+    n = 120_000 if batch_size == "full" else 2000
+    X = np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32)
+    model = MLP([64, 256, 4], seed=0)
+    before = model.copy()
+    trainer = Trainer(model, batch_size=batch_size, seed=1, n_threads=2)
+    runner = threading.Thread(target=trainer.fit, args=(X, X[:, :4]), kwargs={"epochs": 10**9})
+    runner.start()
+    time.sleep(0.1)
+    asked = time.monotonic()
+    while runner.is_alive():
+        trainer.stop()  # again, should it have come before the training began
+        runner.join(0.05)
+        assert time.monotonic() - asked < SECONDS_ON_A_BUSY_MACHINE
+    assert np.isfinite(model.parameters).all()
+    if batch_size == "full":
+        twin = Trainer(before, batch_size="full", seed=1, n_threads=2)
+        twin.fit(X, X[:, :4], epochs=trainer.n_steps)
+        assert np.array_equal(model.parameters, before.parameters)
+        assert trainer.n_steps == trainer.epoch
