@@ -7,8 +7,11 @@ draws a network, its training and its data; what is compared are bytes, never cl
 
 import contextlib
 import copy
+import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -402,6 +405,71 @@ def test_saved_and_resumed_after_every_epoch(case, k):  # S9, S14, S18
     # and one epoch more, from both
     assert fit(resumed, case, 1) == fit(straight, case, 1)
     assert state(resumed) == state(straight)
+
+
+RESUME = """
+import hashlib, sys
+import numpy as np
+from fastnn import Trainer
+from fastnn.backends import _native
+
+_native.set_work_per_thread(0)
+data = dict(np.load(sys.argv[1]))
+for line in sys.stdin:  # a file and how many epochs are left
+    path, epochs = line.rsplit(None, 1)
+    trainer = Trainer.load(path, n_threads=3)
+    trainer.fit(**data, epochs=int(epochs))
+    state = [trainer.model.parameters, trainer._slots, trainer.history.loss]
+    print(hashlib.sha256(b"".join(a.tobytes() for a in state)).hexdigest())
+"""
+
+
+def test_resumed_in_a_new_process(tmp_path):  # S9, S18, for every optimizer and epoch
+    expected, lines = [], []
+    data = None
+    for i, name in enumerate(OPTIMIZERS):
+        case = Case(
+            [5, 9, 3],
+            {
+                "activation": "silu",
+                "output": "softmax",
+                "dtype": ["float32", "float64"][i % 2],
+                "dropout": 0.3,
+            },
+            None,
+            {
+                "optimizer": OPTIMIZERS[name],
+                "batch_size": 7,
+                "schedule": SCHEDULES[i % len(SCHEDULES)],
+                "l2": 0.01,
+                "clip_norm": [None, 0.5][i % 2],
+            },
+            n_rows=30,
+            weighted=True,
+            seed=1,
+        )
+        data = data or {k: v.astype(np.float64) if k == "X" else v for k, v in case.data.items()}
+        straight, stopped = case.make_trainer(n_threads=1), case.make_trainer(n_threads=2)
+        straight.fit(**data, epochs=4)
+        state = [straight.model.parameters, straight._slots, straight.history.loss]
+        for epoch in range(4):
+            path = tmp_path / f"{i} {epoch}.safetensors"
+            stopped.save(path)
+            stopped.fit(**data, epochs=1)
+            lines.append(f"{path} {4 - epoch}\n")
+            expected.append(hashlib.sha256(b"".join(bits(*state))).hexdigest())
+    np.savez(tmp_path / "data.npz", **data)
+    done = subprocess.run(
+        [sys.executable, "-c", RESUME, str(tmp_path / "data.npz")],
+        input="".join(lines),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == expected
+    assert len(set(expected)) == len(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("cut", range(1, 6))

@@ -70,6 +70,27 @@ def test_masks_are_new_in_every_epoch():
     assert len(set(losses)) == 6
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-5)])
+def test_golden_values_of_a_seeded_training(backend_name, dtype, tolerance):  # R3
+    """Same seeds, other machine or system: the numbers are the reference backend's, from Linux."""
+    X = (np.arange(60.0).reshape(12, 5) * 7 % 11 - 5) / 5
+    model = MLP(
+        [5, 6, 3],
+        activation="tanh",
+        output="softmax",
+        dropout=0.25,
+        dtype=dtype,
+        seed=2024,
+        backend=backend_name,
+    )
+    trainer = Trainer(model, optimizer=fastnn.Adam(0.05), batch_size=5, seed=11)
+    losses = trainer.fit(X, np.arange(12) % 3, epochs=4).loss
+    golden = [1.1161076792577074, 0.9315902598558933, 0.86852601297775, 0.773620368914718]
+    np.testing.assert_allclose(losses, golden, rtol=tolerance)
+    some = [0.34313494851201204, 0.8323821094828612, -0.07319081002171472, 0.03517290495949262]
+    np.testing.assert_allclose(model.parameters[[0, 17, 35, 50]], some, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("rows", ["random", "repeated"])
 def test_float32_gradient_over_a_million_rows(rows):
     """Blocks of sums keep float32 within 1e-4 of float64 over 10**6 rows."""

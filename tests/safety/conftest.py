@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # What would let NumPy start threads, or change how many this package starts.
-_CLEAN = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+_CLEAN = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _UNSET = ("FASTNN_NUM_THREADS", "OMP_NUM_THREADS")
 
 

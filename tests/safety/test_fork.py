@@ -188,5 +188,3 @@ def test_a_child_that_hangs_is_noticed(run_script):
     """The helper above can fail."""
     with pytest.raises(AssertionError, match="did not end in time"):
         run_script(COMMON + "\nin_child(time.sleep, 60, seconds=0.2)\n")
-
-

@@ -1,5 +1,6 @@
 """Threads, memory, processor time and processor state: only for as long as a call lasts."""
 
+import itertools
 import os
 import sys
 import time
@@ -338,7 +339,7 @@ assert grown < 16e6, grown
 
 @pytest.mark.parametrize("sizes", [[10**6, 10**7, 1], [10**9, 10**9], [2**62, 2**62]])
 def test_a_model_too_large_says_its_size(sizes):  # B11
-    n_bytes = 4 * sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+    n_bytes = 4 * sum((a + 1) * b for a, b in itertools.pairwise(sizes))
     with pytest.raises(MemoryError, match=str(n_bytes)):
         MLP(sizes)
     assert MLP([3, 2], seed=0).predict(np.ones((1, 3))).shape == (1, 2)
@@ -433,9 +434,7 @@ def test_late_epochs_cost_what_early_ones_did(watched):  # T15
     trainer = Trainer(MLP([8, 8, 1], seed=0), seed=0, n_threads=1)
     clock = Clock()
     if watched:
-        trainer.fit(
-            X, X[:, :1], epochs=2050, callbacks=[clock], validation_data=(X[:9], X[:9, :1])
-        )
+        trainer.fit(X, X[:, :1], epochs=2050, callbacks=[clock], validation_data=(X[:9], X[:9, :1]))
     else:
         for _ in range(2050):
             trainer.fit(X, X[:, :1], epochs=1)
