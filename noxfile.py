@@ -1,8 +1,6 @@
 """Sessions for developers; `nox -l` lists them. CI runs .ci/run, which stands on its own."""
 
-import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import nox
@@ -122,11 +120,28 @@ def guide(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Exhaustive tests, and other processors under QEMU user emulation (Debian, Ubuntu).
+    """Kernel tests in full: all float32 numbers, 100,000 shapes, and every program of tests/c.
 
-    Needs qemu-user, and for NEON an aarch64 Python with NumPy under $FASTNN_AARCH64_PYTHON.
+    Hours. Needs qemu-user and gcc-aarch64-linux-gnu (Debian, Ubuntu) for other processors.
     """
     session.install(".[test]")
-    run_from_elsewhere(session, "-m", "nightly", *session.posargs)
-    if platform.machine() == "x86_64":
-        session.run("bash", "tools/emulate.sh", sys.executable, external=True)
+    run_from_elsewhere(session, "tests/kernels", *session.posargs, FASTNN_FULL="1")
+
+
+@nox.session
+def sanitize_c(session: nox.Session) -> None:
+    """Kernels under ASan and UBSan, workers and barrier under TSan, as C programs (gcc, clang)."""
+    for mode in ("asan", "tsan"):
+        session.run("bash", "tests/c/run.sh", mode, *session.posargs, external=True)
+
+
+@nox.session
+def emulate(session: nox.Session) -> None:
+    """Instruction sets that this machine lacks: AVX-512 and NEON against AVX2, and no AVX.
+
+    Needs qemu-user and gcc-aarch64-linux-gnu (Debian, Ubuntu).
+    """
+    session.install(".[test]")
+    for mode in ("avx512", "neon"):
+        session.run("bash", "tests/c/run.sh", mode, *session.posargs, external=True)
+    session.run("bash", "tests/c/run.sh", "no-avx", "python", external=True)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("fastnn.backends._native")
 sys.path.append(str(Path(__file__).parent))  # importlib mode: helper modules beside the tests
 
-from kernel_calls import DTYPES, ISAS, Kernels, Misaligned  # noqa: E402
+from kernel_calls import DTYPES, ISAS, Kernels, Misaligned
 
 
 @pytest.fixture(params=[(isa, dtype) for isa in ISAS for dtype in DTYPES], ids="-".join)

@@ -27,7 +27,9 @@ def sweep(slot):
 
 
 def shapes(lengths):
-    """Triples in which every length stands in every place, and long ones that cross a block of 256."""
+    """Triples in which every length stands in every place, and long ones that cross a block of
+    256.
+    """
     lengths = list(lengths)
     for i, n in enumerate(lengths):
         a, b = lengths[(3 * i + 1) % len(lengths)], lengths[(7 * i + 2) % len(lengths)]
@@ -45,7 +47,12 @@ def dense_forward(k, rng, lengths):
 @sweep("dense_backward")
 def dense_backward(k, rng, lengths):
     for n, fan_in, fan_out in shapes(lengths):
-        check(k, "dense_backward", rng.standard_normal((n, fan_out)), rng.standard_normal((fan_in, fan_out)))
+        check(
+            k,
+            "dense_backward",
+            rng.standard_normal((n, fan_out)),
+            rng.standard_normal((fan_in, fan_out)),
+        )
 
 
 @sweep("dense_gradient")
@@ -109,13 +116,25 @@ def loss(k, rng, lengths):
                 z, t = rng.uniform(-1, -0.1, (n_rows, n)), rng.uniform(0.1, 0.9, (n_rows, n))
                 weight = rng.uniform(0.5, 1, n_rows)
                 for link in links:
-                    if link == "identity" and name in ("poisson", "binary_cross_entropy", "cross_entropy"):
+                    if link == "identity" and name in (
+                        "poisson",
+                        "binary_cross_entropy",
+                        "cross_entropy",
+                    ):
                         continue
                     check(k, "loss", name, link, z, targets=t, weight=weight, parameter=0.5)
                 labels = rng.integers(0, n, n_rows)
                 if name == "cross_entropy":
                     check(k, "loss", name, "softmax", z, labels=labels)
-                    check(k, "loss", name, "sigmoid", z, labels=labels, samples=rng.permutation(n_rows))
+                    check(
+                        k,
+                        "loss",
+                        name,
+                        "sigmoid",
+                        z,
+                        labels=labels,
+                        samples=rng.permutation(n_rows),
+                    )
 
 
 @sweep("link_jacobian")
@@ -131,7 +150,9 @@ def update(k, rng, lengths):
         n_slots, n_scalars = _native.optimizer_shape(i)
         for n in lengths:
             w, g, *slots = (rng.uniform(0.1, 1, (2, n)) for _ in range(2 + n_slots))
-            check(k, "update", name, np.linspace(0.1, 0.9, n_scalars), w, g, slots, l2=0.1, scale=0.5)
+            check(
+                k, "update", name, np.linspace(0.1, 0.9, n_scalars), w, g, slots, l2=0.1, scale=0.5
+            )
 
 
 @sweep("sum_of_squares")
@@ -176,7 +197,15 @@ def perceptron_row(k, rng, lengths):
     for fan_in in lengths:
         for n in (1, 2, *list(lengths)[-2:]):
             target = rng.integers(0, 2, n)
-            check(k, "perceptron_row", rng.standard_normal(fan_in), target, 0.5, np.ones((fan_in, n)), np.ones(n))
+            check(
+                k,
+                "perceptron_row",
+                rng.standard_normal(fan_in),
+                target,
+                0.5,
+                np.ones((fan_in, n)),
+                np.ones(n),
+            )
 
 
 def check(kernels, slot, *args, **kwargs):

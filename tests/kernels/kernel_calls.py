@@ -1,12 +1,14 @@
 """Kernels called directly, slot by slot, on NumPy arrays in memory of the caller's choice.
 
-The compiled extension says where each kernel of each instruction set lies; ctypes calls it there, below the driver.
-Each method of `Kernels` takes plain arrays, puts copies of them into its memory (ordinary, misaligned, or between
-guard pages), calls the slot and returns what it wrote. So every test runs on any memory, and a kernel that touches a
-byte outside its arguments dies where the memory has guards.
+The compiled extension says where each kernel of each instruction set lies; ctypes calls it there,
+below the driver. Each method of `Kernels` takes plain arrays, puts copies of them into its memory
+(ordinary, misaligned, or between guard pages), calls the slot and returns what it wrote. So every
+test runs on any memory, and a kernel that touches a byte outside its arguments dies where the
+memory has guards.
 """
 
 import ctypes
+import itertools
 import mmap
 import os
 
@@ -78,7 +80,7 @@ class Loss(ctypes.Structure):
     )
 
 
-# --- memory ----------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Plain:
@@ -106,7 +108,9 @@ class Plain:
 
 
 class Misaligned(Plain):
-    """Arrays one element past the start of a cache line: aligned for their dtype and for nothing more."""
+    """Arrays one element past the start of a cache line: aligned for their dtype and for nothing
+    more.
+    """
 
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)
@@ -171,7 +175,7 @@ def address(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-# --- kernels ---------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------
 
 
 class Kernels:
@@ -207,7 +211,9 @@ class Kernels:
     @property
     def lanes(self) -> int:
         """Values of the dtype in one vector."""
-        return {"baseline": 16, "neon": 16, "avx2": 32, "avx512": 64}[self.isa] // self.dtype.itemsize
+        return {"baseline": 16, "neon": 16, "avx2": 32, "avx512": 64}[
+            self.isa
+        ] // self.dtype.itemsize
 
     @property
     def lengths(self) -> range:
@@ -219,8 +225,10 @@ class Kernels:
         values = np.ascontiguousarray(values, self.dtype)
         return self.memory.put(values if shape is None else np.broadcast_to(values, shape))
 
-    def matrix(self, values, written: bool = False) -> tuple[np.ndarray, int]:
-        """(rows in the memory, elements from row to row). Padding holds NaN, and must hold it afterwards."""
+    def matrix(self, values) -> tuple[np.ndarray, int]:
+        """(rows in the memory, elements from row to row). Padding holds NaN, and must hold it
+        afterwards.
+        """
         values = np.ascontiguousarray(values, self.dtype)
         n_rows, n_cols = values.shape
         ld = n_cols + self.padding
@@ -246,7 +254,9 @@ class Kernels:
         copy = np.array(array)
         if array.ndim == 2 and not array.flags.c_contiguous:
             gaps = np.lib.stride_tricks.as_strided(
-                array[:, -1:], (array.shape[0] - 1, self.padding + 1), (array.strides[0], array.itemsize)
+                array[:, -1:],
+                (array.shape[0] - 1, self.padding + 1),
+                (array.strides[0], array.itemsize),
             )[:, 1:]
             assert np.isnan(gaps).all(), "the kernel wrote between the rows"
         return copy
@@ -260,7 +270,7 @@ class Kernels:
 
     def dense_forward(self, X, W, b):
         X = np.asarray(X)
-        pointers, rows = self.rows(X)
+        pointers, _rows = self.rows(X)
         fan_in, fan_out = np.shape(W)
         w, bias = self.array(W), self.array(b)
         z, ldz = self.matrix(np.full((len(X), fan_out), np.nan))
@@ -272,7 +282,7 @@ class Kernels:
 
     def dense_backward(self, delta, W):
         delta = np.asarray(delta)
-        pointers, rows = self.rows(delta)
+        pointers, _rows = self.rows(delta)
         fan_in, fan_out = np.shape(W)
         w = self.array(W)
         d, ldd = self.matrix(np.full((len(delta), fan_in), np.nan))
@@ -293,8 +303,8 @@ class Kernels:
         X, delta : array of shape (n_rows, fan_in), (n_rows, fan_out)
         into : (gradient, bias gradient) to add to, optional
         update : dict, optional
-            optimizer, scalars, l2, weights, bias, and a list of (weight slot, bias slot) pairs. Without
-            `into`, or ``into="drop"``, the gradient is not kept.
+            optimizer, scalars, l2, weights, bias, and slots: a list of (weight slot, bias slot)
+            pairs. With ``into="drop"`` the gradient is not kept.
         cuts : numbers in 0..1 at which the units of work are split into calls.
 
         Returns
@@ -302,7 +312,7 @@ class Kernels:
         (gradient, bias gradient), or with update (gradient, bias gradient, weights, bias, slots).
         """
         X, delta = np.asarray(X), np.asarray(delta)
-        pointers, rows = self.rows(X)
+        pointers, _rows = self.rows(X)
         fan_in, fan_out = X.shape[1], delta.shape[1]
         d, ldd = self.matrix(delta)
         keep = not isinstance(into, str)
@@ -331,7 +341,7 @@ class Kernels:
             changed = [w, b, *(x for pair in slots for x in pair)]
         units = self.gradient_units(fan_in, fan_out)
         ends = sorted({0, units, *(int(c * units) for c in cuts)})
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in itertools.pairwise(ends):
             scratch = self.scratch(max(fan_in, fan_out))
             self.slots["dense_gradient"](ctypes.addressof(job), begin, end, scratch)
         return self.done(*([g, gb] if keep else []), *changed)
@@ -366,8 +376,12 @@ class Kernels:
         self.slots["softmax"](n_rows, n, address(z_), ldz, address(y), ldy, self.scratch(n))
         return self.done(y)
 
-    def loss(self, name, link, z, *, targets=None, labels=None, parameter=0.0, weight=None, samples=None):
-        """(loss of each row, delta). `samples` are the rows of targets, labels and weight; by default all in order."""
+    def loss(
+        self, name, link, z, *, targets=None, labels=None, parameter=0.0, weight=None, samples=None
+    ):
+        """(loss of each row, delta). `samples` are the rows of targets, labels and weight; by
+        default all in order.
+        """
         n_rows, n = np.shape(z)
         z_, ldz = self.matrix(z)
         samples = np.arange(n_rows) if samples is None else np.asarray(samples)
@@ -378,7 +392,16 @@ class Kernels:
         d, ldd = self.matrix(np.full((n_rows, n), np.nan))
         row_loss = self.memory.put(np.full(n_rows, np.nan))
         total = float(n_rows) if weight is None else float(np.sum(np.asarray(weight)[samples]))
-        job = Loss(LOSSES.index(name), LINKS.index(link), parameter, n, address(k), address(t), address(w), total)
+        job = Loss(
+            LOSSES.index(name),
+            LINKS.index(link),
+            parameter,
+            n,
+            address(k),
+            address(t),
+            address(w),
+            total,
+        )
         self.slots["loss"](
             ctypes.addressof(job), n_rows, address(z_), ldz, address(s), address(d), ldd,
             address(row_loss), self.scratch(n),

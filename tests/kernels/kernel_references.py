@@ -1,4 +1,6 @@
-"""What kernels are compared with: fused multiply-adds in plain NumPy, and law 1's order of summation."""
+"""What kernels are compared with: fused multiply-adds in plain NumPy, and law 1's order of
+summation.
+"""
 
 import numpy as np
 
@@ -51,12 +53,12 @@ def fma(a, b, c):
     return high + to_odd(s, e)
 
 
-def product(A, B, fused: bool, start=None):
-    """A @ B in law 1's order: chains over blocks of 256 from +0, block sums added in order to `start`.
+def product(A, B, fused: bool):
+    """A @ B in law 1's order: chains over blocks of 256 from +0; block sums added in order.
 
-    `fused`: whether each link of a chain is rounded once or, without an instruction for that, twice.
+    `fused`: whether each link of a chain is rounded once or, for want of an instruction, twice.
     """
-    total = start
+    total = None
     for begin in range(0, A.shape[1], BLOCK):
         chain = np.zeros((A.shape[0], B.shape[1]), A.dtype)
         for p in range(begin, min(begin + BLOCK, A.shape[1])):
@@ -67,7 +69,7 @@ def product(A, B, fused: bool, start=None):
 
 
 def same_bits(a, b) -> bool:
-    """Equal shapes, dtypes and bits; any NaN equals any other, whose bits depend on the processor."""
+    """Equal shapes, dtypes and bits; any NaN is any other, since its bits are the processor's."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -87,7 +89,9 @@ def ulp(exact, dtype):
 
 
 def ulp_errors(values, exact):
-    """Errors of `values` in units of their last place; infinite where one is finite and the other is not."""
+    """Errors of `values` in units of their last place; infinite where one is finite and the other
+    is not.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         rounded = exact.astype(values.dtype)
         error = np.abs(values.astype(exact.dtype) - exact) / ulp(exact, values.dtype)

@@ -49,7 +49,10 @@ TEXTBOOK = {
     "silu": (lambda z: z * logistic(z), lambda z: logistic(z) * (1 + z * logistic(-z))),
     "softplus": (softplus, logistic),
     "softsign": (lambda z: z / (1 + abs(z)), lambda z: 1 / (1 + abs(z)) ** 2),
-    "hard_sigmoid": (lambda z: min(max(z / 6 + mpf(1) / 2, 0), 1), lambda z: mpf(1) / 6 if -3 < z < 3 else 0),
+    "hard_sigmoid": (
+        lambda z: min(max(z / 6 + mpf(1) / 2, 0), 1),
+        lambda z: mpf(1) / 6 if -3 < z < 3 else 0,
+    ),
     "hard_tanh": (lambda z: min(max(z, -1), 1), lambda z: -1 < z < 1),
     "mish": (
         lambda z: z * tanh(softplus(z)),
@@ -67,7 +70,9 @@ def test_every_activation_has_a_textbook():
 
 def points(dtype):
     """Dense around 0, kinks and their neighbors, extremes of both signs."""
-    x = np.concatenate([np.linspace(-12, 12, 193), [-3, -1, 1, 3], np.logspace(-30, 0, 16), EXTREMES])
+    x = np.concatenate(
+        [np.linspace(-12, 12, 193), [-3, -1, 1, 3], np.logspace(-30, 0, 16), EXTREMES]
+    )
     x = np.concatenate([x, -x, [np.finfo(dtype).max, -np.finfo(dtype).max]]).astype(dtype)
     return np.unique(x)
 
@@ -85,7 +90,11 @@ def assert_close(got, expected, z, units, absolute):
         error = np.abs(got.astype(np.float64) - expected)
         allowed = units * info.eps / 2 * np.maximum(np.abs(expected), absolute)
         # a product with a number that has rounded to a subnormal one
-        allowed += 2 * float(info.smallest_subnormal) * (1 + np.minimum(np.abs(z), 1000).astype(np.float64))
+        allowed += (
+            2
+            * float(info.smallest_subnormal)
+            * (1 + np.minimum(np.abs(z), 1000).astype(np.float64))
+        )
         wrong = np.where(inside, ~(error <= allowed), ~np.isinf(got))
     assert not wrong.any(), list(zip(z[wrong], got[wrong], expected[wrong], strict=True))[:5]
 
@@ -104,12 +113,17 @@ def test_values(kernels, name):
 def test_derivatives(kernels, name):
     z = points(kernels.dtype)
     y = kernels.activate(name, z[None])
-    delta = kernels.activate_backward(name, z[None] if needs_z(name) else None, y, np.ones_like(y))[0]
+    delta = kernels.activate_backward(name, z[None] if needs_z(name) else None, y, np.ones_like(y))[
+        0
+    ]
     expected = exact(TEXTBOOK[name][1], z)
-    # z times something near 1 or 0 in gelu, silu and mish: errors relative to z where that has not died away
+    # z times something near 1 or 0 in gelu, silu and mish: errors relative to z where that
+    # has not died away
     absolute = np.clip(np.abs(z).astype(np.float64), 1, 40) if needs_z(name) else 1.0
     assert_close(delta, expected, z, 10, absolute)
-    scaled = kernels.activate_backward(name, z[None] if needs_z(name) else None, y, np.full_like(y, -0.5))[0]
+    scaled = kernels.activate_backward(
+        name, z[None] if needs_z(name) else None, y, np.full_like(y, -0.5)
+    )[0]
     assert np.array_equal(scaled, -0.5 * delta, equal_nan=True)
 
 
@@ -131,7 +145,9 @@ def test_nan_is_let_through(kernels, name):
     z = np.array([[1.0, np.nan, 2.0]])
     y = kernels.activate(name, z)
     assert np.array_equal(np.isnan(y), [[False, True, False]])
-    delta = kernels.activate_backward(name, z, np.ones((1, 3)) * 0.5, np.array([[1.0, np.nan, 1.0]]))
+    delta = kernels.activate_backward(
+        name, z, np.ones((1, 3)) * 0.5, np.array([[1.0, np.nan, 1.0]])
+    )
     assert np.isnan(delta[0, 1])
 
 
@@ -141,7 +157,9 @@ def test_any_shape_and_place_has_the_same_bits(kernels, misaligned, name, rng):
     for n_cols in kernels.lengths:
         z, delta = rng.uniform(-4, 4, (3, n_cols)), rng.uniform(-1, 1, (3, n_cols))
         flat = kernels.activate(name, z.reshape(1, -1)).reshape(z.shape)
-        backward = kernels.activate_backward(name, z.reshape(1, -1), flat.reshape(1, -1), delta.reshape(1, -1))
+        backward = kernels.activate_backward(
+            name, z.reshape(1, -1), flat.reshape(1, -1), delta.reshape(1, -1)
+        )
         for k in (kernels, misaligned):
             assert same_bits(k.activate(name, z), flat)
             assert same_bits(k.activate(name, z, in_place=True), flat)

@@ -11,7 +11,19 @@ from test_activations import TEXTBOOK as ACTIVATION_TEXTBOOK
 HUBER_DELTA, QUANTILE = 0.75, 0.3
 PARAMETER = {"huber": HUBER_DELTA, "quantile": QUANTILE}
 NATURAL = {"poisson": "exp", "binary_cross_entropy": "sigmoid", "cross_entropy": "softmax"}
-EXTREMES = [0.0, 88.7, -88.7, 104.0, -104.0, 745.0, -745.0, 1e30, -1e30, 3.4028234e38, -3.4028234e38]
+EXTREMES = [
+    0.0,
+    88.7,
+    -88.7,
+    104.0,
+    -104.0,
+    745.0,
+    -745.0,
+    1e30,
+    -1e30,
+    3.4028234e38,
+    -3.4028234e38,
+]
 
 
 def sign(x):
@@ -83,7 +95,9 @@ def exact_rows(loss, link, z, t):
             exact_row(loss, link, [mpf(float(v)) for v in a], [mpf(float(v)) for v in b])
             for a, b in zip(z, t, strict=True)
         ]
-        return np.array([float(v) for v, _ in rows]), np.array([[float(v) for v in g] for _, g in rows])
+        return np.array([float(v) for v, _ in rows]), np.array(
+            [[float(v) for v in g] for _, g in rows]
+        )
 
 
 def some_targets(loss, rng, n_rows, n_outputs):
@@ -115,7 +129,9 @@ def test_values_and_gradients(kernels, loss, link, rng):
     # every path is a few operations on numbers below 25 = e^3 + margin, or their reciprocals
     assert np.abs(got - value).max() <= 300 * u * max(1, np.abs(value).max())
     scaled = slope * (weight / weight.sum())[:, None]
-    assert np.abs(delta - scaled).max() <= 300 * u * max(np.abs(scaled).max(), weight.max() / weight.sum())
+    assert np.abs(delta - scaled).max() <= 300 * u * max(
+        np.abs(scaled).max(), weight.max() / weight.sum()
+    )
     assert np.abs(value).max() > 0.05
     if link != "step":
         assert np.abs(delta).max() > 1e-3
@@ -123,7 +139,9 @@ def test_values_and_gradients(kernels, loss, link, rng):
 
 @pytest.mark.parametrize("link", sorted(UNIT))
 def test_labels_are_rows_of_ones(kernels, link, rng):
-    """Labels and one-hot rows: the same loss to rounding, through any output that has probabilities."""
+    """Labels and one-hot rows: the same loss to rounding, through any output that has
+    probabilities.
+    """
     n_rows, n = 2 * kernels.lanes + 1, 5
     z, labels = rng.uniform(-3, 3, (n_rows, n)), rng.permutation(n_rows) % n
     assert len(set(labels)) > 2
@@ -160,16 +178,20 @@ def test_a_row_alone_has_the_same_bits(kernels, misaligned, loss, rng):
             for r in (0, n_rows // 2, n_rows - 1):
                 one, d = k.loss(loss, link, z[r : r + 1], targets=t[r : r + 1])
                 assert same_bits(one, value[r : r + 1])
-                assert np.allclose(d / n_rows, delta[r : r + 1], rtol=4 * np.finfo(kernels.dtype).eps, atol=0)
+                assert np.allclose(
+                    d / n_rows, delta[r : r + 1], rtol=4 * np.finfo(kernels.dtype).eps, atol=0
+                )
             assert same_bits(k.loss(loss, link, z, targets=t)[0], value)
             assert same_bits(k.loss(loss, link, z, targets=t)[1], delta)
 
 
-# --- extremes ----------------------------------------------------------------------------------------
+# --- extremes -------------------------------------------------------------------------------------
 
 
 def extremes(dtype):
-    values = EXTREMES + ([1e300, -1e300, np.finfo(dtype).max, -np.finfo(dtype).max] if dtype == np.float64 else [])
+    values = EXTREMES + (
+        [1e300, -1e300, np.finfo(dtype).max, -np.finfo(dtype).max] if dtype == np.float64 else []
+    )
     return np.array(values, dtype)
 
 
@@ -187,13 +209,22 @@ def within(got, exact, allowed, dtype, message):
 @pytest.mark.parametrize("target", [0.0, 1.0])
 def test_binary_cross_entropy_of_extreme_logits(kernels, target):
     """Loss within 4 units in the last place, gradient within 4u; z from 0 to the largest number."""
-    z = np.concatenate([extremes(kernels.dtype), np.linspace(-40, 40, 81)]).astype(kernels.dtype)[:, None]
+    z = np.concatenate([extremes(kernels.dtype), np.linspace(-40, 40, 81)]).astype(kernels.dtype)[
+        :, None
+    ]
     with mpmath.workdps(400):
-        value = [max(mpf(float(v)), 0) - target * mpf(float(v)) + log1p(decay(-abs(mpf(float(v))))) for v in z[:, 0]]
+        value = [
+            max(mpf(float(v)), 0) - target * mpf(float(v)) + log1p(decay(-abs(mpf(float(v)))))
+            for v in z[:, 0]
+        ]
         slope = [softmax([mpf(float(v)), mpf(0)])[0] - target for v in z[:, 0]]
         value, slope = np.array([float(v) for v in value]), np.array([float(v) for v in slope])
     got, delta = kernels.loss(
-        "binary_cross_entropy", "sigmoid", z, targets=np.full_like(z, target), weight=np.ones(len(z)) / len(z)
+        "binary_cross_entropy",
+        "sigmoid",
+        z,
+        targets=np.full_like(z, target),
+        weight=np.ones(len(z)) / len(z),
     )
     u = np.finfo(kernels.dtype).eps / 2
     tiny = float(np.finfo(kernels.dtype).smallest_subnormal)
@@ -203,7 +234,9 @@ def test_binary_cross_entropy_of_extreme_logits(kernels, target):
 
 @pytest.mark.parametrize("form", ["labels", "rows"])
 def test_cross_entropy_of_extreme_logits(kernels, form):
-    """Loss within 4u max(1, loss), gradient within 4u, for every pair of extreme logits beside a third of 0."""
+    """Loss within 4u max(1, loss), gradient within 4u, for every pair of extreme logits beside a
+    third of 0.
+    """
     e = extremes(kernels.dtype)
     z = np.array([(a, b, 0) for a in e for b in e], kernels.dtype)
     for label in range(3):
@@ -217,13 +250,17 @@ def test_cross_entropy_of_extreme_logits(kernels, form):
                 slope.append([float(p - (j == label)) for j, p in enumerate(softmax(row))])
         value, slope = np.array(value), np.array(slope)
         kind = {"labels": np.full(len(z), label)} if form == "labels" else {"targets": t}
-        got, delta = kernels.loss("cross_entropy", "softmax", z, **kind, weight=np.full(len(z), 1 / len(z)))
+        got, delta = kernels.loss(
+            "cross_entropy", "softmax", z, **kind, weight=np.full(len(z), 1 / len(z))
+        )
         u = np.finfo(kernels.dtype).eps / 2
         within(got, value, 4 * u * np.maximum(1, value), kernels.dtype, z)
         within(delta * len(z), slope, 6 * u, kernels.dtype, z)
 
 
-@pytest.mark.parametrize("loss", ["squared_error", "absolute_error", "huber", "quantile", "hinge", "poisson"])
+@pytest.mark.parametrize(
+    "loss", ["squared_error", "absolute_error", "huber", "quantile", "hinge", "poisson"]
+)
 def test_other_losses_of_extreme_logits(kernels, loss):
     """Never NaN, infinite only where the true loss is beyond the dtype."""
     z = extremes(kernels.dtype)[:, None]
@@ -235,7 +272,9 @@ def test_other_losses_of_extreme_logits(kernels, loss):
             for v in z[:, 0]:
                 v = mpf(float(v))
                 value.append(
-                    (exp(min(v, mpf(10) ** 4)) if v > 0 else decay(v)) - target * v if loss == "poisson" else TEXTBOOK[loss][0](v, mpf(target))
+                    (exp(min(v, mpf(10) ** 4)) if v > 0 else decay(v)) - target * v
+                    if loss == "poisson"
+                    else TEXTBOOK[loss][0](v, mpf(target))
                 )
             value = np.array([float(v) for v in value])
         got, delta = kernels.loss(loss, link, z, targets=t, parameter=PARAMETER.get(loss, 0.0))
@@ -255,14 +294,16 @@ def test_nan_makes_the_loss_nan(kernels, loss, link, rng):
     assert np.isfinite(np.delete(value, 1)).all()
 
 
-# --- softmax and Jacobians -----------------------------------------------------------------------------
+# --- softmax and Jacobians ------------------------------------------------------------------------
 
 
 def test_softmax(kernels, misaligned, rng):
     for n in kernels.lengths:
         z = rng.uniform(-9, 9, (kernels.lanes + 2, n)).astype(kernels.dtype)
         with mpmath.workdps(40):
-            expected = np.array([[float(p) for p in softmax([mpf(float(v)) for v in row])] for row in z])
+            expected = np.array(
+                [[float(p) for p in softmax([mpf(float(v)) for v in row])] for row in z]
+            )
         y = kernels.softmax(z)
         # z - max is rounded before exp sees it
         units = 5 + (z.max(1, keepdims=True) - z)
@@ -290,7 +331,14 @@ def test_link_jacobian(kernels, misaligned, link, rng):
             expected = p[:, output, None] * (np.eye(5)[output] - p)
         else:
             expected = np.zeros((4, 5))
-            expected[:, output] = [float(ACTIVATION_TEXTBOOK[link][1](mpf(float(v)))) for v in z[:, output]]
+            expected[:, output] = [
+                float(ACTIVATION_TEXTBOOK[link][1](mpf(float(v)))) for v in z[:, output]
+            ]
         got = kernels.link_jacobian(link, output, z, y)
-        assert np.allclose(got, expected, rtol=0, atol=20 * np.finfo(kernels.dtype).eps * max(1, np.abs(expected).max()))
+        assert np.allclose(
+            got,
+            expected,
+            rtol=0,
+            atol=20 * np.finfo(kernels.dtype).eps * max(1, np.abs(expected).max()),
+        )
         assert same_bits(misaligned.link_jacobian(link, output, z, y), got)

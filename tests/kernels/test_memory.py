@@ -1,4 +1,6 @@
-"""What kernels may touch: nothing outside their arguments, and not the processor's floating-point state."""
+"""What kernels may touch: nothing outside their arguments, and not the processor's floating-point
+state.
+"""
 
 import ctypes
 import mmap
@@ -14,11 +16,19 @@ from kernel_calls import DTYPES, FUNCTIONS, ISAS, SIGNATURES
 
 SCRIPT = Path(__file__).parent / "guard_sweep.py"
 
-needs_mprotect = pytest.mark.skipif(sys.platform == "win32", reason="guard pages are set with mprotect")
+needs_mprotect = pytest.mark.skipif(
+    sys.platform == "win32", reason="guard pages are set with mprotect"
+)
 
 
 def run_sweep(*args):
-    return subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *args],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 @needs_mprotect
@@ -26,7 +36,9 @@ def run_sweep(*args):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("side", ["start", "end"])
 def test_no_byte_outside_the_arguments(isa, dtype, side):
-    """Every slot between guard pages, every length to two vectors and one; bits as in ordinary memory."""
+    """Every slot between guard pages, every length to two vectors and one; bits as in ordinary
+    memory.
+    """
     result = run_sweep(isa, dtype, side)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert set(result.stdout.split()[1:]) == set(SIGNATURES)
@@ -43,7 +55,9 @@ def test_guards_hold(fault):
 
 
 def control_word():
-    """MXCSR without its sticky flags: rounding mode, flush-to-zero, denormals-are-zero, exception masks."""
+    """MXCSR without its sticky flags: rounding mode, flush-to-zero, denormals-are-zero, exception
+    masks.
+    """
     if platform.machine() not in ("x86_64", "AMD64") or sys.platform == "win32":
         pytest.skip("MXCSR is x86's")
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -63,7 +77,9 @@ def control_word():
 def test_floating_point_state_is_left_alone(kernels, rng):
     read = control_word()
     before = read()
-    assert before == 0x1F80  # the default of the ABI: all exceptions masked, round to nearest, subnormals kept
+    assert (
+        before == 0x1F80
+    )  # the default of the ABI: all exceptions masked, round to nearest, subnormals kept
     for name, sweep in SWEEPS.items():
         sweep(kernels, rng, [1, kernels.lanes + 1])
         assert read() == before, name

@@ -1,4 +1,4 @@
-"""Optimizers' updates, and the passes over whole gradients, against textbook formulas in float64."""
+"""Optimizers' updates and the passes over whole gradients, against textbooks in float64."""
 
 import math
 
@@ -78,7 +78,10 @@ TEXTBOOK = {
     "sgd_momentum": ([RATE, MOMENTUM], sgd_momentum),
     "sgd_nesterov": ([RATE, MOMENTUM], sgd_nesterov),
     "adam": ([RATE / C1, 1 / math.sqrt(C2), *MOMENTS], adam),
-    "adamw": ([RATE / C1, 1 / math.sqrt(C2), *MOMENTS, 1 - RATE * DECAY], lambda *a: adam(*a, decay=DECAY)),
+    "adamw": (
+        [RATE / C1, 1 / math.sqrt(C2), *MOMENTS, 1 - RATE * DECAY],
+        lambda *a: adam(*a, decay=DECAY),
+    ),
     "nadam": (
         [
             *(RATE * (1 - MU) / (1 - MU_PRODUCT), RATE * MU_NEXT / (1 - MU_PRODUCT * MU_NEXT)),
@@ -104,7 +107,9 @@ def state(name, rng, shape):
     slots = [rng.uniform(0.05, 0.5, shape) for _ in range(n_slots)]
     if slots:
         # moments and Rprop's last gradient have signs; what is under a root, or a step, has not
-        slots[0] *= rng.choice([-1, 0, 1], shape) if name in ("rprop", "adam", "adamw", "nadam") else 1
+        slots[0] *= (
+            rng.choice([-1, 0, 1], shape) if name in ("rprop", "adam", "adamw", "nadam") else 1
+        )
     return rng.standard_normal(shape), rng.standard_normal(shape), slots
 
 
@@ -141,7 +146,9 @@ def test_any_shape_and_place_has_the_same_bits(kernels, misaligned, name, rng):
     scalars, _ = TEXTBOOK[name]
     for n_cols in kernels.lengths:
         w, g, slots = state(name, rng, (3, n_cols))
-        flat = kernels.update(name, scalars, w.reshape(1, -1), g.reshape(1, -1), [s.reshape(1, -1) for s in slots])
+        flat = kernels.update(
+            name, scalars, w.reshape(1, -1), g.reshape(1, -1), [s.reshape(1, -1) for s in slots]
+        )
         for k in (kernels, misaligned):
             for a, b in zip(k.update(name, scalars, w, g, slots), flat, strict=True):
                 assert same_bits(a, b.reshape(w.shape))
@@ -158,7 +165,7 @@ def test_nan_reaches_the_parameter(kernels, name, rng):
     assert np.isfinite(np.delete(moved, 4)).all()
 
 
-# --- passes over whole arrays ------------------------------------------------------------------------
+# --- passes over whole arrays ---------------------------------------------------------------------
 
 
 def test_sum_of_squares(kernels, misaligned, rng):
@@ -171,7 +178,9 @@ def test_sum_of_squares(kernels, misaligned, rng):
     s = [0.0] * 8
     for i, v in enumerate(x.astype(np.float64)):
         s[i % 8] += v * v
-    assert kernels.sum_of_squares(x) == ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+    assert kernels.sum_of_squares(x) == ((s[0] + s[1]) + (s[2] + s[3])) + (
+        (s[4] + s[5]) + (s[6] + s[7])
+    )
     assert np.isnan(kernels.sum_of_squares([1.0, np.nan]))
 
 
@@ -194,7 +203,9 @@ def test_multiply(kernels, misaligned, rng):
         for k in (kernels, misaligned):
             assert same_bits(k.multiply(a, b), a * b)
             assert same_bits(k.multiply(a, b, in_place=True), a * b)
-    special = np.array([[0.0, -0.0, np.inf, -np.inf, np.nan, np.finfo(kernels.dtype).max]], kernels.dtype)
+    special = np.array(
+        [[0.0, -0.0, np.inf, -np.inf, np.nan, np.finfo(kernels.dtype).max]], kernels.dtype
+    )
     with np.errstate(invalid="ignore", over="ignore"):
         assert same_bits(kernels.multiply(special, special[:, ::-1]), special * special[:, ::-1])
 
@@ -202,7 +213,9 @@ def test_multiply(kernels, misaligned, rng):
 def test_all_finite(kernels, misaligned):
     info = np.finfo(kernels.dtype)
     for n in kernels.lengths:
-        x = np.resize(np.array([0.0, -0.0, info.max, -info.max, info.tiny, info.smallest_subnormal]), n)
+        x = np.resize(
+            np.array([0.0, -0.0, info.max, -info.max, info.tiny, info.smallest_subnormal]), n
+        )
         for k in (kernels, misaligned):
             assert k.all_finite(x)
             for i in range(n):

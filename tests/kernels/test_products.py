@@ -1,7 +1,10 @@
-"""The three matrix products: exact on integers, law 1's bits on real numbers, the same bits in any split."""
+"""The three matrix products: exact on integers, law 1's bits on real numbers, the same bits in any
+split.
+"""
 
 import ctypes
 import ctypes.util
+import itertools
 import sys
 
 import numpy as np
@@ -24,7 +27,7 @@ def test_every_slot_has_a_caller():
     assert all(hasattr(Kernels, name) for name in SIGNATURES)
 
 
-# --- the reference itself -----------------------------------------------------------------------------
+# --- the reference itself -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -34,18 +37,21 @@ def test_reference_fma_is_the_c_librarys(dtype, rng):
     function = libm.fmaf if dtype == "float32" else libm.fma
     function.argtypes, function.restype = [kind] * 3, kind
     a, b = real(rng, 20_000).astype(dtype), real(rng, 20_000).astype(dtype)
-    # Halves of the cases: c cancels the product up to its rounding, where one rounding and two differ.
+    # Halves of the cases: c cancels the product up to its rounding, where one rounding and
+    # two differ.
     c = np.where(rng.random(20_000) < 0.5, -a * b, real(rng, 20_000)).astype(dtype)
     expected = np.array([function(*t) for t in zip(a, b, c, strict=True)], dtype)
     assert same_bits(fma(a, b, c), expected)
     assert (fma(a, b, c) != a * b + c).mean() > 0.3
 
 
-# --- integers ----------------------------------------------------------------------------------------
+# --- integers -------------------------------------------------------------------------------------
 
 
 def random_shape(rng):
-    """(n_rows, fan_in, fan_out): small, around vector widths, and around blocks of 256; at most 2^21 products."""
+    """(n_rows, fan_in, fan_out): small, around vector widths, and around blocks of 256; at most
+    2^21 products.
+    """
     while True:
         kind = rng.random(3)
         small = rng.integers(1, 41, 3)
@@ -92,25 +98,31 @@ def test_small_integers_are_exact(kernels, rng):
     assert len(shapes) > 0.7 * count
 
 
-# --- law 1 -------------------------------------------------------------------------------------------
+# --- law 1 ----------------------------------------------------------------------------------------
 
-# Narrow outputs, one row, few rows, whole tiles and parts of them, one to three blocks in each reduction.
+# Narrow outputs, one row, few rows, whole tiles and parts of them, one to three blocks in each
+# reduction.
 SHAPES = [
-    (1, 1, 1), (1, 7, 5), (2, 300, 9), (3, 17, 70), (5, 64, 33), (13, 257, 3), (16, 256, 2), (40, 30, 1),
-    (50, 19, 17), (255, 3, 8), (257, 9, 4), (300, 40, 2), (513, 12, 20), (600, 21, 1), (7, 513, 6), (6, 5, 513),
-    (33, 2, 300), (4, 600, 40), (70, 130, 12), (100, 33, 7), (64, 65, 16),
+    (1, 1, 1), (1, 7, 5), (2, 300, 9), (3, 17, 70), (5, 64, 33), (13, 257, 3), (16, 256, 2),
+    (40, 30, 1), (50, 19, 17), (255, 3, 8), (257, 9, 4), (300, 40, 2), (513, 12, 20), (600, 21, 1),
+    (7, 513, 6), (6, 5, 513), (33, 2, 300), (4, 600, 40), (70, 130, 12), (100, 33, 7), (64, 65, 16),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_order_of_summation(kernels, shape, rng):
-    """Chains of fused multiply-adds over blocks of 256 indices from zero, and the block sums in order."""
+    """Chains of fused multiply-adds over blocks of 256 indices from zero, and the block sums in
+    order.
+    """
     n, fan_in, fan_out = shape
     X, W, b, delta = (
-        real(rng, *s).astype(kernels.dtype) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out))
+        real(rng, *s).astype(kernels.dtype)
+        for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out))
     )
     assert same_bits(kernels.dense_forward(X, W, b), product(X, W, kernels.fused) + b)
-    assert same_bits(kernels.dense_backward(delta, W), product(delta, np.ascontiguousarray(W.T), kernels.fused))
+    assert same_bits(
+        kernels.dense_backward(delta, W), product(delta, np.ascontiguousarray(W.T), kernels.fused)
+    )
     g, gb = kernels.dense_gradient(X, delta)
     assert same_bits(g, product(np.ascontiguousarray(X.T), delta, kernels.fused))
     assert same_bits(gb, product(np.ones((1, n), kernels.dtype), delta, kernels.fused)[0])
@@ -129,7 +141,10 @@ def test_order_is_seen(kernels, rng):
 
 
 def random_real_shape(rng):
-    return tuple(int(rng.choice([rng.integers(1, 30), rng.integers(30, 80), rng.integers(250, 600)])) for _ in range(3))
+    return tuple(
+        int(rng.choice([rng.integers(1, 30), rng.integers(30, 80), rng.integers(250, 600)]))
+        for _ in range(3)
+    )
 
 
 def test_any_split_of_rows_has_the_same_bits(kernels, rng):
@@ -137,10 +152,12 @@ def test_any_split_of_rows_has_the_same_bits(kernels, rng):
     for _ in range(40):
         n, fan_in, fan_out = random_real_shape(rng)
         n = min(n, 60)
-        X, W, b, delta = (real(rng, *s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out)))
+        X, W, b, delta = (
+            real(rng, *s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out))
+        )
         forward, backward = kernels.dense_forward(X, W, b), kernels.dense_backward(delta, W)
         cuts = sorted({0, n, *rng.integers(0, n, 3)})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in itertools.pairwise(cuts):
             assert same_bits(kernels.dense_forward(X[begin:end], W, b), forward[begin:end])
             assert same_bits(kernels.dense_backward(delta[begin:end], W), backward[begin:end])
         row = int(rng.integers(0, n))
@@ -152,7 +169,9 @@ def test_any_split_of_columns_has_the_same_bits(kernels, rng):
     for _ in range(40):
         n, fan_in, fan_out = random_real_shape(rng)
         n = min(n, 40)
-        X, W, b, delta = (real(rng, *s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out)))
+        X, W, b, delta = (
+            real(rng, *s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out))
+        )
         g, gb = kernels.dense_gradient(X, delta)
         some = slice(*sorted(rng.choice(fan_out + 1, 2, replace=False)))
         part = kernels.dense_forward(X, W[:, some], b[some])
@@ -161,7 +180,9 @@ def test_any_split_of_columns_has_the_same_bits(kernels, rng):
         assert same_bits(part, g[:, some])
         assert same_bits(part_bias, gb[some])
         some = slice(*sorted(rng.choice(fan_in + 1, 2, replace=False)))
-        assert same_bits(kernels.dense_backward(delta, W[some]), kernels.dense_backward(delta, W)[:, some])
+        assert same_bits(
+            kernels.dense_backward(delta, W[some]), kernels.dense_backward(delta, W)[:, some]
+        )
         assert same_bits(kernels.dense_gradient(X[:, some], delta)[0], g[some])
 
 
@@ -202,20 +223,25 @@ def test_long_reductions_stay_accurate(kernels, rng):
     assert np.abs(gb / delta.astype(np.longdouble).sum(0) - 1).max() < 650 * u
 
 
-# --- the update fused into the gradient -----------------------------------------------------------------
+# --- the update fused into the gradient -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(9, 40, 3), (300, 5, 7), (20, 70, 70), (5, 3, 1)], ids=str)
 def test_fused_update_is_the_update_of_the_gradient(kernels, optimizer, shape, rng):
-    """Kept or not, fused or apart: one result. The l2 term is in the weights' gradient, not in the bias's."""
+    """Kept or not, fused or apart: one result. The l2 term is in the weights' gradient, not in the
+    bias's.
+    """
     n, fan_in, fan_out = shape
     n_slots, n_scalars = _native.optimizer_shape(OPTIMIZERS.index(optimizer))
-    X, delta, W, b = (real(rng, *s) for s in ((n, fan_in), (n, fan_out), (fan_in, fan_out), (1, fan_out)))
+    X, delta, W, b = (
+        real(rng, *s) for s in ((n, fan_in), (n, fan_out), (fan_in, fan_out), (1, fan_out))
+    )
     scalars, l2 = rng.uniform(0.1, 0.9, n_scalars), 0.03
     slots = [(rng.random((fan_in, fan_out)), rng.random(fan_out)) for _ in range(n_slots)]
     update = {
-        "optimizer": optimizer, "scalars": scalars, "l2": l2, "weights": W, "bias": b[0], "slots": slots,
+        "optimizer": optimizer, "scalars": scalars, "l2": l2,
+        "weights": W, "bias": b[0], "slots": slots,
     }  # fmt: skip
     g, gb = kernels.dense_gradient(X, delta)
     w, *s = kernels.update(optimizer, scalars, W, g, [a for a, _ in slots], l2=l2)
@@ -232,14 +258,20 @@ def test_fused_update_is_the_update_of_the_gradient(kernels, optimizer, shape, r
         assert same_bits(one, three)
 
 
-# --- special values ------------------------------------------------------------------------------------
+# --- special values -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_special_values_reach_their_outputs_and_no_other(kernels, value, rng):
-    """NaN and infinity in one row or column of an argument: every output that depends on it, and only those."""
+    """NaN and infinity in one row or column of an argument: every output that depends on it, and
+    only those.
+    """
     for n, fan_in, fan_out in [(1, 5, 9), (3, 20, 40), (20, 9, 3), (30, 300, 17), (260, 9, 2)]:
-        X, W, delta = rng.uniform(1, 2, (n, fan_in)), rng.uniform(1, 2, (fan_in, fan_out)), rng.uniform(1, 2, (n, fan_out))
+        X, W, delta = (
+            rng.uniform(1, 2, (n, fan_in)),
+            rng.uniform(1, 2, (fan_in, fan_out)),
+            rng.uniform(1, 2, (n, fan_out)),
+        )
         r, k, j = (int(rng.integers(0, m)) for m in (n, fan_in, fan_out))
         X[r, k] = value
         z = kernels.dense_forward(X, W, np.zeros(fan_out))
@@ -284,15 +316,21 @@ def test_no_rows(kernels):
     assert kernels.dense_backward(delta, W).shape == (0, 9)
 
 
-# --- memory ------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_misaligned_arrays_give_the_same_bits(kernels, misaligned, rng):
-    """Aligned for the dtype and no more, rows of any stride; the gaps between rows stay as they were."""
+    """Aligned for the dtype and no more, rows of any stride; the gaps between rows stay as they
+    were.
+    """
     for _ in range(60):
         n, fan_in, fan_out = (int(v) for v in rng.integers(1, 2 * kernels.lanes + 2, 3))
-        X, W, b, delta = (real(rng, *s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out)))
+        X, W, b, delta = (
+            real(rng, *s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out))
+        )
         assert same_bits(misaligned.dense_forward(X, W, b), kernels.dense_forward(X, W, b))
         assert same_bits(misaligned.dense_backward(delta, W), kernels.dense_backward(delta, W))
-        for one, two in zip(misaligned.dense_gradient(X, delta), kernels.dense_gradient(X, delta), strict=True):
+        for one, two in zip(
+            misaligned.dense_gradient(X, delta), kernels.dense_gradient(X, delta), strict=True
+        ):
             assert same_bits(one, two)

@@ -1,4 +1,6 @@
-"""Dropout factors and shuffle draws against Philox in NumPy; the perceptron's step against Rosenblatt's rule."""
+"""Dropout factors and shuffle draws against Philox in NumPy; the perceptron's step against
+Rosenblatt's rule.
+"""
 
 import numpy as np
 import pytest
@@ -26,37 +28,51 @@ SEED = 0x0123_4567_89AB_CDEF
 KEY = (SEED & 0xFFFFFFFF, SEED >> 32)
 
 
+def dropout_words(row, n_units, epoch, layer, stream):
+    """The word of each unit of a row: one of the four of block unit // 4."""
+    high = stream << 28 | layer << 16 | row >> 32 & 0xFFFF
+    return [philox((row & 0xFFFFFFFF, u // 4, epoch, high), KEY)[u % 4] for u in range(n_units)]
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5, 0.999])
 def test_dropout_factors(kernels, misaligned, rate):
     samples, epoch, layer, stream = [0, 5, 2**32 + 7, 2**47], 3, 2, 2
     for n_units in [1, 2, 3, 4, 5, 31, 32, 33, 64, 65, 200]:
-        words = np.array([
-            [
-                philox((row & 0xFFFFFFFF, u // 4, epoch, stream << 28 | layer << 16 | row >> 32 & 0xFFFF), KEY)[u % 4]
-                for u in range(n_units)
-            ]
-            for row in samples
-        ])  # fmt: skip
-        expected = np.where(words >= np.floor(rate * 2**32), kernels.dtype.type(1 / (1 - rate)), kernels.dtype.type(0))
+        words = np.array([dropout_words(row, n_units, epoch, layer, stream) for row in samples])
+        expected = np.where(
+            words >= np.floor(rate * 2**32),
+            kernels.dtype.type(1 / (1 - rate)),
+            kernels.dtype.type(0),
+        )
         for k in (kernels, misaligned):
-            assert same_bits(k.dropout_factors(SEED, stream, epoch, layer, rate, samples, n_units), expected)
+            assert same_bits(
+                k.dropout_factors(SEED, stream, epoch, layer, rate, samples, n_units), expected
+            )
     assert abs((expected == 0).mean() - rate) < 0.06
 
 
 def test_shuffle_draws(kernels):
     for first in (0, 2**32 - 3):
         for n_blocks in (8, 24):
-            words = [philox((b & 0xFFFFFFFF, b >> 32, 9, 1 << 28), KEY) for b in range(first, first + n_blocks)]
-            expected = np.array([d for w in words for d in (w[0] | w[1] << 32, w[2] | w[3] << 32)], np.uint64)
+            words = [
+                philox((b & 0xFFFFFFFF, b >> 32, 9, 1 << 28), KEY)
+                for b in range(first, first + n_blocks)
+            ]
+            expected = np.array(
+                [d for w in words for d in (w[0] | w[1] << 32, w[2] | w[3] << 32)], np.uint64
+            )
             assert same_bits(kernels.shuffle_draws(SEED, 9, first, n_blocks), expected)
 
 
 def test_perceptron_row(kernels, misaligned, rng):
-    """u = x . w + b in law 1's order, then w += rate (t - y) x: each product is rounded, then each sum."""
+    """u = x . w + b in law 1's order, then w += rate (t - y) x: each product is rounded, then each
+    sum.
+    """
     for fan_in in [*kernels.lengths, 255, 300]:
         for n_outputs in (1, 2, kernels.lanes, 2 * kernels.lanes + 1):
             x, W, b = (
-                rng.standard_normal(s).astype(kernels.dtype) for s in (fan_in, (fan_in, n_outputs), n_outputs)
+                rng.standard_normal(s).astype(kernels.dtype)
+                for s in (fan_in, (fan_in, n_outputs), n_outputs)
             )
             target = rng.integers(0, 2, n_outputs).astype(np.uint8)
             rate = 0.3
@@ -78,6 +94,13 @@ def test_perceptron_row(kernels, misaligned, rng):
 
 def test_perceptron_decides_at_zero(kernels):
     """y = 1 where u > 0: a row on the line counts as 0, and NaN too."""
-    for x, target, mistakes in [(0.0, 0, 0), (0.0, 1, 1), (np.nan, 0, 0), (np.nan, 1, 1), (1.0, 1, 0), (1.0, 0, 1)]:
+    for x, target, mistakes in [
+        (0.0, 0, 0),
+        (0.0, 1, 1),
+        (np.nan, 0, 0),
+        (np.nan, 1, 1),
+        (1.0, 1, 0),
+        (1.0, 0, 1),
+    ]:
         got, _, _ = kernels.perceptron_row([x], [target], 1.0, [[1.0]], [0.0])
         assert got == mistakes, (x, target)
