@@ -148,6 +148,8 @@ void fnn_run(fnn_task task, void *context, int n_threads, int may_spin);
 void fnn_barrier_wait(fnn_barrier *barrier);
 /* A flag that another thread may set at any time. */
 int fnn_flag_get(const int32_t *flag);
+/* The next n items of work that threads share: their first index. */
+ptrdiff_t fnn_take(ptrdiff_t *next, ptrdiff_t n);
 /* Seconds on a clock that never goes back. */
 double fnn_seconds(void);
 

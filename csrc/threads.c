@@ -176,6 +176,10 @@ void fnn_run(fnn_task task, void *context, int n_threads, int may_spin) {
     free(workers);
 }
 
+ptrdiff_t fnn_take(ptrdiff_t *next, ptrdiff_t n) {
+    return __atomic_fetch_add(next, n, __ATOMIC_RELAXED);
+}
+
 int fnn_flag_get(const int32_t *flag) {
     return __atomic_load_n(flag, __ATOMIC_RELAXED) != 0;
 }

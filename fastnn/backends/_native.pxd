@@ -97,4 +97,5 @@ cdef extern from "fastnn.h" nogil:
     void fnn_run(fnn_task, void *, int, int)
     void fnn_barrier_wait(fnn_barrier *)
     int fnn_flag_get(const int32_t *)
+    Py_ssize_t fnn_take(Py_ssize_t *, Py_ssize_t)
     double fnn_seconds()

@@ -934,6 +934,7 @@ cdef struct Prediction:
     char **outputs                 # of each layer, contiguous (n_rows, fan_out); NULL where not wanted
     char *jacobian                 # (n_rows, n_outputs, n_inputs), or NULL
     Py_ssize_t rows_per_thread
+    Py_ssize_t next_row            # threads take rows from here until none are left
     bint check                     # look for NaN and infinity on the way
     Py_ssize_t bad_row             # n_rows where all are finite
     bint interrupted
@@ -972,23 +973,24 @@ cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, v
 
 cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
     cdef Prediction *p = <Prediction *>context
-    cdef Py_ssize_t n = p.x.n_rows, begin, end, at, stop, bad
+    # Whoever is free takes the next rows: the first thread, which looks for signals, is then never done long before
+    # the others.
+    cdef Py_ssize_t n = p.x.n_rows, at, stop, bad
     cdef void *scratch = p.w.scratch + t * p.w.scratch_bytes
     cdef double now
     cdef int raised
-    begin = n * t // n_threads
-    end = n * (t + 1) // n_threads
-    at = begin
-    while at < end:
-        stop = least(at + p.rows_per_thread, end)
+    while not p.interrupted:
+        at = fnn_take(&p.next_row, p.rows_per_thread)
+        if at >= n:
+            return
+        stop = least(at + p.rows_per_thread, n)
         if p.check:
             bad = fnn_first_bad_row(&p.x, at, stop, p.net.dtype)
             if bad < stop:
                 p.bad_row = bad  # any of them will do for the message
                 return
         predict_rows(p, at, stop, t, scratch)
-        at = stop
-        if t == 0 and at < end:
+        if t == 0:
             now = fnn_seconds()
             if now >= p.next_look:
                 p.next_look = now + SIGNAL_SECONDS
@@ -996,8 +998,6 @@ cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier
                     raised = check_signals()
                 if raised:
                     p.interrupted = True
-        if p.interrupted:
-            return
 
 
 def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n_threads):
@@ -1015,6 +1015,7 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     cdef char **outs = pointers
     cdef char *flat
     cdef Py_ssize_t l
+    cdef Py_ssize_t rounds
     cdef double work
     memset(&p, 0, sizeof(p))
     memset(&w, 0, sizeof(w))
@@ -1036,7 +1037,9 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
         work *= 1 + net.n_outputs
     used = threads_for(work, n_threads)
     may_spin = False
-    p.rows_per_thread = least(PREDICT_ROWS, (p.x.n_rows + used - 1) // used)
+    # equal shares, in the fewest rounds that the buffers allow
+    rounds = (p.x.n_rows + used * PREDICT_ROWS - 1) // (used * PREDICT_ROWS)
+    p.rows_per_thread = (p.x.n_rows + used * rounds - 1) // (used * rounds)
     held = []
     try:
         if net.n_layers > 256:
