@@ -231,6 +231,51 @@ def test_ctrl_c_with_many_threads(clean_environment, tmp_path):  # T12
         child.close()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for threads in /proc")
+def test_ctrl_c_while_another_thread_lags(run_script):  # T12
+    """The calling thread is done early, as the other one gets no processor: it still listens."""
+    run_script(
+        """
+import os, signal, threading, time
+import numpy as np
+from fastnn import MLP
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+signal.signal(signal.SIGINT, signal.default_int_handler)
+model = MLP([64, 1024, 1024, 8], seed=1)
+X = np.ones((3000, 64), np.float32)
+model.predict(X)  # warm
+start = time.perf_counter()
+model.predict(X)
+seconds = time.perf_counter() - start
+X = np.ones((int(3000 * 3.0 / seconds), 64), np.float32)  # 3 s of work: 1.5 for each thread
+before = set(os.listdir("/proc/self/task"))
+sent = []
+
+def disturb():
+    new = set()
+    mine = str(threading.get_native_id())
+    while not new:
+        new = set(os.listdir("/proc/self/task")) - before - {mine}
+    for thread in new:  # the worker gets a sixtieth of what the calling thread gets
+        os.setpriority(os.PRIO_PROCESS, int(thread), 19)
+    time.sleep(1.8)
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=disturb).start()
+try:
+    model.predict(X)
+except KeyboardInterrupt:
+    now = time.monotonic()
+    assert now - sent[0] < 0.5, now - sent[0]
+else:
+    raise AssertionError("it ended by itself")
+""",
+        FASTNN_NUM_THREADS="2",
+    )
+
+
 def test_a_handler_of_the_user(run_script):  # T12
     """Whatever a signal handler raises comes out of the call, once, and is not kept."""
     run_script("""
