@@ -32,11 +32,12 @@ INLINE V N(poly)(V x, const REAL *c, const int n) {
     return p;
 }
 
-/* exp(x) = 2^n (1 + p): n returned as an integral vector and in bits, p = expm1 of the remainder in [-ln2/2, ln2/2]. */
-INLINE V N(exp_parts)(V x, N(sbits) *n_bits) {
+/* exp(x) = 2^n (1 + p): n returned in bits (unsigned, since it is any number at all where x is NaN), p = expm1 of the
+ * remainder in [-ln2/2, ln2/2]. */
+INLINE V N(exp_parts)(V x, N(bits) *n_bits) {
     V t = FMA(x, K(1.4426950408889634074), K(ROUND_MAGIC));
     V n = t - K(ROUND_MAGIC);
-    *n_bits = (N(sbits))t - (N(sbits))K(ROUND_MAGIC);
+    *n_bits = (N(bits))t - (N(bits))K(ROUND_MAGIC);
     V r = FMA(n, K(-LN2_HIGH), x);
     r = FMA(n, K(-LN2_LOW), r);
     /* (e^r - 1 - r) / r^2 */
@@ -50,34 +51,35 @@ INLINE V N(exp_parts)(V x, N(sbits) *n_bits) {
     return FMA(r * r, q, r);
 }
 
-INLINE V N(two_to_the)(N(sbits) n) {
+INLINE V N(two_to_the)(N(bits) n) {
     return (V)((n + EXPONENT_BIAS) << MANTISSA_BITS);
 }
 
-/* n / 2 rounded down; shifts of unsigned lanes exist everywhere, of signed 64-bit lanes only in AVX-512. */
-INLINE N(sbits) N(halve)(N(sbits) n) {
-    return (N(sbits))(((N(bits))n + 4096) >> 1) - 2048;
+/* n / 2 rounded down, n being negative or not. */
+INLINE N(bits) N(halve)(N(bits) n) {
+    return ((n + 4096) >> 1) - 2048;
 }
 
 /* e^x; 2^n is applied in two halves, so that results below the normal range round once. */
 INLINE V N(exp)(V x) {
-    N(sbits) n;
+    N(bits) n;
     V p = N(exp_parts)(CLIP(x, K(EXP_MIN), K(EXP_MAX)), &n);
-    N(sbits) half = N(halve)(n);
+    N(bits) half = N(halve)(n);
     return (K(1) + p) * N(two_to_the)(half) * N(two_to_the)(n - half);
 }
 
 #define SEL_BITS(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
 /* e^x - 1 without cancellation near 0. */
 INLINE V N(expm1)(V x) {
-    N(sbits) n;
+    N(bits) n;
     V p = N(exp_parts)(CLIP(x, K(IS_FLOAT ? -20 : -45), K(EXP_MAX)), &n);
-    N(sbits) half = N(halve)(n);
+    N(bits) half = N(halve)(n);
     V low = N(two_to_the)(half), high = N(two_to_the)(n - half);
     /* 2^n p + (2^n - 1); 2^n in one piece while it has one, else the 1 is far below half an ulp */
-    V scale = N(two_to_the)(SEL_BITS(n < EXPONENT_BIAS, n, (N(sbits)){0}));
+    N(bits) normal = (N(bits))((N(sbits))n < EXPONENT_BIAS);
+    V scale = N(two_to_the)(normal & n);
     V small = FMA(scale, p, scale - K(1));
-    V e = SEL(n < EXPONENT_BIAS, small, (K(1) + p) * low * high);
+    V e = SEL(normal, small, (K(1) + p) * low * high);
     return SEL(ABS(x) < K(IS_FLOAT ? 1e-10 : 1e-20), x, e); /* keeps -0 and subnormals */
 }
 
@@ -90,7 +92,7 @@ INLINE V N(log_corrected)(V x, V c) {
     N(sbits) offset = (N(sbits)){0} + (SBITS)(IS_FLOAT ? 0x3f3504f3ll : 0x3fe6a09e667f3bcdll);
     N(bits) biased = (N(bits))scaled - (N(bits))offset + ((BITS)EXPONENT_BIAS << MANTISSA_BITS);
     N(sbits) k = (N(sbits))(biased >> MANTISSA_BITS) - EXPONENT_BIAS;
-    V m = (V)((N(sbits))scaled - (k << MANTISSA_BITS));
+    V m = (V)((N(bits))scaled - ((N(bits))k << MANTISSA_BITS));
     k = k - (subnormal & ((N(sbits)){0} + (IS_FLOAT ? 24 : 54)));
     /* small integers to REAL: the low bits of ROUND_MAGIC + k hold k */
     V kf = (V)((N(sbits))K(ROUND_MAGIC) + k) - K(ROUND_MAGIC);
@@ -126,7 +128,7 @@ INLINE V N(log1p)(V x) {
 
 /* x + x^3 P(x^2) near 0, where a quotient would gather too many roundings; 1 - 2 / (e^2|x| + 1) from there on. */
 INLINE V N(tanh)(V x) {
-    N(sbits) n;
+    N(bits) n;
     V a = ABS(x);
     V t = x * x;
     /* (tanh(x) / x - 1) / x^2 */

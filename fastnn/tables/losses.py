@@ -195,7 +195,8 @@ _ROWS = (
         "binary_cross_entropy",
         value=lambda y, t, p: -_xlog(t, y) - _xlog(1.0 - t, 1.0 - y),
         gradient=lambda y, t, p: _ratio(1.0 - t, 1.0 - y) - _ratio(t, y),
-        logit_value=lambda z, t, p: ACTIVATIONS["softplus"].f(z) - t * z,
+        # max(z, 0) - t z first: for t = 0 and 1 it is exact, and drowns nothing of the rest
+        logit_value=lambda z, t, p: np.maximum(z, 0.0) - t * z + np.log1p(np.exp(-np.abs(z))),
         logit_gradient=lambda z, t, p: _sigmoid(z) - t,
         natural_output="sigmoid",
         target_kind="unit",
