@@ -49,7 +49,8 @@ def test_no_byte_outside_the_arguments(isa, dtype, side):
 def test_guards_hold(fault):
     """One byte outside ends the process: the sweeps above can fail."""
     result = run_sweep("--fault", fault)
-    assert result.returncode in (-11, -7), result  # SIGSEGV, or SIGBUS on macOS
+    # SIGSEGV, or SIGBUS on macOS; AddressSanitizer, where preloaded, reports it and exits
+    assert result.returncode in (-11, -7) or "AddressSanitizer: SEGV" in result.stderr, result
     assert "alive" in result.stdout
     assert "survived" not in result.stdout
 
