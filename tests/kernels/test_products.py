@@ -54,10 +54,10 @@ def random_shape(rng):
     """
     while True:
         kind = rng.random(3)
-        small = rng.integers(1, 41, 3)
+        small = rng.integers(1, 91, 3)
         vectors = rng.choice([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65], 3)
         blocks = rng.choice([1, *EDGES], 3)
-        shape = np.where(kind < 0.45, small, np.where(kind < 0.8, vectors, blocks))
+        shape = np.where(kind < 0.6, small, np.where(kind < 0.85, vectors, blocks))
         if shape.prod() <= 1 << 21:
             return tuple(int(s) for s in shape)
 
@@ -95,7 +95,7 @@ def test_small_integers_are_exact(kernels, rng):
         total += forward.size + backward.size + gradient.size
         nonzero += sum(np.count_nonzero(a) for a in (forward, backward, gradient))
     assert nonzero > 0.9 * total
-    assert len(shapes) > 0.7 * count
+    assert len(shapes) > 0.6 * count
 
 
 # --- law 1 ----------------------------------------------------------------------------------------
