@@ -423,28 +423,34 @@ assert most < 40, most
 
 @pytest.mark.parametrize("watched", [False, True])
 def test_late_epochs_cost_what_early_ones_did(watched):  # T15
-    class Clock:
-        def __init__(self):
-            self.times = []
-
-        def on_epoch_end(self, trainer, logs):
-            self.times.append(time.perf_counter())
-
     X = np.ones((64, 8), np.float32)
-    trainer = Trainer(MLP([8, 8, 1], seed=0), seed=0, n_threads=1)
-    clock = Clock()
-    if watched:
-        trainer.fit(X, X[:, :1], epochs=2050, callbacks=[clock], validation_data=(X[:9], X[:9, :1]))
-    else:
-        for _ in range(2050):
-            trainer.fit(X, X[:, :1], epochs=1)
-            clock.on_epoch_end(trainer, {})
-    seconds = np.diff(clock.times)
-    assert len(seconds) == 2049
-    assert len(trainer.history) == 2050
-    # the quarter that no other process disturbed
-    early, late = np.quantile(seconds[10:60], 0.25), np.quantile(seconds[1980:2045], 0.25)
-    assert late <= 1.5 * early
+    ratios = []
+    for _ in range(3):  # a busy machine may spoil one
+        trainer = Trainer(MLP([8, 8, 1], seed=0), seed=0, n_threads=1)
+        clock = Clock()
+        if watched:
+            validation = (X[:9], X[:9, :1])
+            trainer.fit(X, X[:, :1], epochs=2050, callbacks=[clock], validation_data=validation)
+        else:
+            for _ in range(2050):
+                trainer.fit(X, X[:, :1], epochs=1)
+                clock.on_epoch_end(trainer, {})
+        assert len(clock.times) == len(trainer.history) == 2050
+        seconds = np.diff(clock.times)
+        ratios.append(np.median(seconds[1980:2045]) / np.median(seconds[10:60]))
+        if ratios[-1] <= 1.5:
+            return
+    pytest.fail(f"late epochs took {ratios} times as long as early ones")
+
+
+class Clock:
+    """Processor time of this thread at the end of every epoch."""
+
+    def __init__(self):
+        self.times = []
+
+    def on_epoch_end(self, trainer, logs):
+        self.times.append(time.thread_time())
 
 
 # State of the processor --------------------------------------------------------------------------
