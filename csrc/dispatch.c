@@ -9,7 +9,7 @@
 /* The builtin checks that the operating system saves the wide registers too. */
 #define FNN_CPU_HAS_AVX2 (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #define FNN_CPU_HAS_AVX512                                                                                             \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&  \
      __builtin_cpu_supports("avx512vl") && FNN_CPU_HAS_AVX2)
 #else
 #define FNN_CPU_HAS_AVX2 0

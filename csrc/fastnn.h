@@ -46,8 +46,16 @@ enum fnn_optimizer {
 #undef OPTIMIZER
 
 /* Functions of the `elementwise` slot, for tests and benchmarks of the vector mathematics. */
-enum fnn_function { FNN_FUNCTION_exp, FNN_FUNCTION_expm1, FNN_FUNCTION_log, FNN_FUNCTION_log1p, FNN_FUNCTION_tanh,
-                    FNN_FUNCTION_erf, FNN_FUNCTION_sigmoid, FNN_N_FUNCTIONS };
+enum fnn_function {
+    FNN_FUNCTION_exp,
+    FNN_FUNCTION_expm1,
+    FNN_FUNCTION_log,
+    FNN_FUNCTION_log1p,
+    FNN_FUNCTION_tanh,
+    FNN_FUNCTION_erf,
+    FNN_FUNCTION_sigmoid,
+    FNN_N_FUNCTIONS
+};
 
 /* Gradient of one dense layer to its weights and bias, with or without the optimizer's update fused.
  *
@@ -113,8 +121,19 @@ ptrdiff_t fnn_row_stride(ptrdiff_t width, ptrdiff_t item_bytes);
 ptrdiff_t fnn_size_product(ptrdiff_t a, ptrdiff_t b);
 
 /* --- gather.c: arrays as they come ------------------------------------------------------------------------------ */
-enum fnn_kind { FNN_KIND_F32, FNN_KIND_F64, FNN_KIND_I8, FNN_KIND_I16, FNN_KIND_I32, FNN_KIND_I64, FNN_KIND_U8,
-                FNN_KIND_U16, FNN_KIND_U32, FNN_KIND_U64, FNN_N_KINDS };
+enum fnn_kind {
+    FNN_KIND_F32,
+    FNN_KIND_F64,
+    FNN_KIND_I8,
+    FNN_KIND_I16,
+    FNN_KIND_I32,
+    FNN_KIND_I64,
+    FNN_KIND_U8,
+    FNN_KIND_U16,
+    FNN_KIND_U32,
+    FNN_KIND_U64,
+    FNN_N_KINDS
+};
 
 /* A two-dimensional array in the caller's memory: any kind, any strides (in bytes, may be negative). */
 typedef struct {

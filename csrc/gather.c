@@ -4,10 +4,12 @@
 #include <math.h>
 #include <string.h>
 
+/* clang-format off */
 #define KINDS(M)                                                                                                       \
     M(FNN_KIND_F32, float) M(FNN_KIND_F64, double) M(FNN_KIND_I8, int8_t) M(FNN_KIND_I16, int16_t)                     \
     M(FNN_KIND_I32, int32_t) M(FNN_KIND_I64, int64_t) M(FNN_KIND_U8, uint8_t) M(FNN_KIND_U16, uint16_t)                \
     M(FNN_KIND_U32, uint32_t) M(FNN_KIND_U64, uint64_t)
+/* clang-format on */
 
 /* Values may lie at any address: memcpy is how C reads them. */
 #define CONVERT(kind_id, type)                                                                                         \

@@ -347,7 +347,8 @@ def check_sample_weight(
             f"{name} must have shape ({n_samples},), one weight per row of X, got {weight.shape}"
         )
     check_finite(weight, name, float64)
-    # A copy: all threads of a training have to see the same weights, whoever writes to the caller's.
+    # A copy: all threads of a training have to see the same weights, whoever writes to the
+    # caller's.
     weight = np.array(weight, dtype=float64, order="C")
     if n_samples and weight.min() < 0:
         at = int(np.argmax(weight < 0))

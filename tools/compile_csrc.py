@@ -4,6 +4,7 @@
     python tools/compile_csrc.py native          # gcc and clang only
     python tools/compile_csrc.py aarch64-macos   # one target
     python tools/compile_csrc.py --output DIR    # keep the libraries (one folder per target)
+    python tools/compile_csrc.py --no-cross-link # cross targets: objects only, minutes faster
 
 The ``ziglang`` package carries a Clang and the C libraries of every target, so the cross builds
 need nothing else. They show that the sources compile and link there, not that they run.
@@ -41,15 +42,18 @@ CROSS_TARGETS = {
 NATIVE_COMPILERS = ("gcc", "clang")
 
 
-def build(command: list[str], output: Path, link: list[str]) -> tuple[bool, str]:
-    """Compile every source in parallel, link one shared library; returns (success, messages)."""
+def build(command: list[str], output: Path, link: list[str] | None) -> tuple[bool, str]:
+    """Compile every source in parallel and, unless `link` is None, link one shared library.
+
+    Returns whether all went well, and the compilers' messages.
+    """
     sources = sorted(CSRC.glob("*.c"))
     if not sources:
         return False, f"no C sources in {CSRC}"
 
     def compile_one(source: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
         target = output.parent / f"{source.stem}.o"
-        position = [flag for flag in link if flag in ("-fPIC", "-pthread")]
+        position = [flag for flag in link or [] if flag in ("-fPIC", "-pthread")]
         args = [*command, *FLAGS, *WARNINGS, *position, f"-I{CSRC}", "-c", str(source)]
         run = subprocess.run(
             [*args, "-o", str(target)], capture_output=True, text=True, check=False
@@ -62,6 +66,8 @@ def build(command: list[str], output: Path, link: list[str]) -> tuple[bool, str]
     messages = "".join(run.stderr for _, run in results)
     if any(run.returncode for _, run in results):
         return False, messages
+    if link is None:
+        return True, messages
     objects = [str(target) for target, _ in results]
     libraries = [flag for flag in link if flag != "-fPIC"]
     run = subprocess.run(
@@ -80,13 +86,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("targets", nargs="*", help=f"native, {', '.join(CROSS_TARGETS)}")
     parser.add_argument("--output", type=Path, help="folder that keeps the libraries")
+    parser.add_argument("--no-cross-link", action="store_true", help="cross targets: objects only")
     options = parser.parse_args()
     targets = options.targets or ["native", *CROSS_TARGETS]
     unknown = sorted(set(targets) - {"native", *CROSS_TARGETS})
     if unknown:
         parser.error(f"unknown targets {unknown}; choose from native, {', '.join(CROSS_TARGETS)}")
 
-    jobs: list[tuple[str, list[str], str, list[str]]] = []
+    jobs: list[tuple[str, list[str], str, list[str] | None]] = []
     failed = False
     for target in targets:
         if target == "native":
@@ -101,7 +108,7 @@ def main() -> int:
         else:
             triple, suffix, link = CROSS_TARGETS[target]
             command = [sys.executable, "-m", "ziglang", "cc", "-target", triple]
-            jobs.append((target, command, suffix, link))
+            jobs.append((target, command, suffix, None if options.no_cross_link else link))
 
     with tempfile.TemporaryDirectory() as scratch:
         for name, command, suffix, link in jobs:
@@ -109,7 +116,9 @@ def main() -> int:
             start = time.perf_counter()
             success, messages = build(command, library, link)
             seconds = time.perf_counter() - start
-            size = f"{library.stat().st_size / 1024:.0f} KiB" if success else "FAILED"
+            size = "FAILED"
+            if success:
+                size = "objects" if link is None else f"{library.stat().st_size / 1024:.0f} KiB"
             print(f"{name:16} {size:>10}  {seconds:6.1f} s", flush=True)
             if messages.strip():
                 print(messages, file=sys.stderr)

@@ -18,7 +18,7 @@ check "codespell" codespell fastnn csrc tests tools docs benches ./*.md ./*.toml
 check "cython-lint" cython-lint fastnn
 check "mypy" mypy
 # Templates are left out: clang-format takes N(name) for a call and formats declarations as products.
-check "clang-format" clang-format --dry-run --Werror csrc/*.c csrc/fastnn.h csrc/layout.h csrc/target.h tools/*.c
+check "clang-format" clang-format --dry-run --Werror csrc/*.c csrc/fastnn.h csrc/layout.h csrc/target.h tests/c/*.c
 
 if ((${#failed[@]})); then
     printf 'lint failed: %s\n' "${failed[*]}" >&2

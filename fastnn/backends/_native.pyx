@@ -670,7 +670,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
     cdef void *scratch = w.scratch + t * w.scratch_bytes
     cdef const DropoutKey *key
     cdef DropoutKey epoch_key = run.key
-    cdef Py_ssize_t epoch, start, chunk, stop, n, r, r0, r1, at, batch = 0, s
+    cdef Py_ssize_t epoch, start, chunk, stop, n, r, r0, r1, at, batch = 0
     cdef Py_ssize_t step = 0
     cdef const int64_t *order
     cdef const double *scalars
@@ -770,7 +770,7 @@ cdef int run_setup(Run *run, Workspace *w, NativePlan plan, Buffers buffers, obj
                    object sample_weight, int loss, double loss_parameter, object parameters) except -1:
     """The parts that training, loss and gradient share."""
     cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
-    cdef Py_ssize_t l, r, n_outputs = plan.net.n_outputs
+    cdef Py_ssize_t r, n_outputs = plan.net.n_outputs
     memset(run, 0, sizeof(Run))
     memset(w, 0, sizeof(Workspace))
     run.net = &plan.net
@@ -831,7 +831,6 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     cdef int may_spin
     cdef Py_ssize_t steps, s, n_bytes, i
     cdef char *slot_memory
-    cdef char *gradient = NULL
     run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, parameters)
     if run.n_samples < 1 or batch_size < 1 or n_epochs < 0 or n_threads < 1:
         raise ValueError("rows, batch_size, n_epochs and n_threads must be positive")

@@ -30,7 +30,9 @@ def _native_plan(plan: Any) -> _native.NativePlan:
     )
 
 
-def _targets(y: np.ndarray, loss: LossRow) -> tuple[np.ndarray | None, np.ndarray | None, int, float]:
+def _targets(
+    y: np.ndarray, loss: LossRow
+) -> tuple[np.ndarray | None, np.ndarray | None, int, float]:
     """(labels, targets, row of losses.def, its parameter) as the driver takes them."""
     labels, targets = (y, None) if y.ndim == 1 else (None, y)
     parameter = next(iter(loss.params.values()), 0.0)
@@ -81,8 +83,19 @@ class NativeBackend(Backend):
         n_threads: int,
     ) -> float:
         labels, targets, row, parameter = _targets(y, loss)
+        native_plan = _native_plan(plan)
         return _native.loss_and_gradient(
-            _native_plan(plan), X, labels, targets, weight, row, parameter, parameters, 0.0, None, n_threads
+            native_plan,
+            X,
+            labels,
+            targets,
+            weight,
+            row,
+            parameter,
+            parameters,
+            0.0,
+            None,
+            n_threads,
         )
 
     def loss_and_gradient(
@@ -98,8 +111,19 @@ class NativeBackend(Backend):
     ) -> tuple[float, np.ndarray]:
         labels, targets, row, parameter = _targets(y, loss)
         gradient = np.empty(plan.n_parameters, plan.dtype)
+        native_plan = _native_plan(plan)
         value = _native.loss_and_gradient(
-            _native_plan(plan), X, labels, targets, weight, row, parameter, parameters, l2, gradient, n_threads
+            native_plan,
+            X,
+            labels,
+            targets,
+            weight,
+            row,
+            parameter,
+            parameters,
+            l2,
+            gradient,
+            n_threads,
         )
         return value, gradient
 

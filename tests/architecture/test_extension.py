@@ -1,5 +1,7 @@
 """The compiled extension needs only the C library and exports only its entry point."""
 
+import ast
+import inspect
 import re
 import shutil
 import subprocess
@@ -8,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from fastnn.backends import _native
 
 # A package whose extension carries a sanitizer needs its runtime, by design.
 EXTENSION = Path(find_spec("fastnn.backends._native").origin)
@@ -59,3 +63,29 @@ def test_uses_the_stable_abi():
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         pytest.skip("free-threaded interpreters cannot load abi3 extensions")
     assert EXTENSION.name in ("_native.abi3.so", "_native.pyd")
+
+
+def stub_signatures() -> dict[str, list[str]]:
+    """Public names of _native.pyi; for functions and __init__ the names of the parameters."""
+    tree = ast.parse(EXTENSION.with_name("_native.pyi").read_text(encoding="utf-8"))
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = [argument.arg for argument in node.args.args]
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = []
+    return found
+
+
+def test_stubs_describe_what_is_compiled():
+    stubs = stub_signatures()
+    compiled = {
+        name: value
+        for name, value in vars(_native).items()
+        if not name.startswith("_") and callable(value) and value.__module__ == _native.__name__
+    }
+    assert len(compiled) > 10
+    assert sorted(stubs) == sorted(compiled)
+    for name, value in compiled.items():
+        if not inspect.isclass(value):
+            assert stubs[name] == list(inspect.signature(value).parameters), name

@@ -1,5 +1,5 @@
-/* csrc/isa_avx512.c for machines without AVX-512: the kernels as they are, with 64-byte vectors, 12-row tiles and masked
- * tails, on stand-ins for the AVX-512 intrinsics that they use. Each stand-in does lane by lane what Intel's
+/* csrc/isa_avx512.c for machines without AVX-512: the kernels as they are, with 64-byte vectors, 12-row tiles and
+ * masked tails, on stand-ins for the AVX-512 intrinsics that they use. Each stand-in does lane by lane what Intel's
  * Intrinsics Guide says. To be linked instead of isa_avx512.c; the processor must have AVX2 and FMA. */
 #include <immintrin.h>
 #include <math.h>

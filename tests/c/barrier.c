@@ -1,8 +1,8 @@
 /* The workers and their barrier, for ThreadSanitizer.
  *
- *   barrier [CROSSINGS]    about that many crossings, shared out over 2 to 64 threads; exit status 1 where a number that
- *                          the threads passed on through the barrier was wrong
- *   barrier --race         two threads write one number with no barrier between: ThreadSanitizer must say so
+ *   barrier [CROSSINGS]    about that many crossings, shared out over 2 to 64 threads; exit status 1 where a number
+ * that the threads passed on through the barrier was wrong barrier --race         two threads write one number with no
+ * barrier between: ThreadSanitizer must say so
  *
  * Each round every thread writes its own cell, crosses, reads its neighbor's, crosses again: as the driver's steps do.
  * The cells are plain memory, so that a barrier which orders too little is a data race. */
@@ -52,7 +52,8 @@ int main(int argc, char **argv) {
     }
     const long crossings = argc > 1 ? strtol(argv[1], NULL, 10) : 1000000;
     /* threads, share of the crossings in thousandths, whether they may wait awake */
-    static const int teams[][3] = {{2, 400, 0}, {2, 200, 1}, {3, 200, 0}, {5, 100, 1}, {8, 70, 0}, {17, 20, 0}, {64, 10, 0}};
+    static const int teams[][3] = {{2, 400, 0}, {2, 200, 1}, {3, 200, 0}, {5, 100, 1},
+                                   {8, 70, 0},  {17, 20, 0}, {64, 10, 0}};
     long done = 0, wrong = 0;
     for (size_t t = 0; t < sizeof teams / sizeof *teams; t++) {
         rounds_job job = {.rounds = crossings / 1000 * teams[t][1] / 2};

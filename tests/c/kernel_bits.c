@@ -57,9 +57,27 @@ static void put(void *array, ptrdiff_t i, double value) {
 }
 
 static double unusual(void) {
-    const double tiny = dtype == FNN_F32 ? 0x1p-149 : 0x1p-1074, huge = dtype == FNN_F32 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
-    const double values[] = {0.0,  -0.0, (double)INFINITY, -(double)INFINITY, (double)NAN, tiny, -tiny, huge, -huge, 1.0,
-                             -1.0, 88.7, -88.7,            104.0,             -104.0,      745,  -745,  3,    -3};
+    const double tiny = dtype == FNN_F32 ? 0x1p-149 : 0x1p-1074,
+                 huge = dtype == FNN_F32 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
+    const double values[] = {0.0,
+                             -0.0,
+                             (double)INFINITY,
+                             -(double)INFINITY,
+                             (double)NAN,
+                             tiny,
+                             -tiny,
+                             huge,
+                             -huge,
+                             1.0,
+                             -1.0,
+                             88.7,
+                             -88.7,
+                             104.0,
+                             -104.0,
+                             745,
+                             -745,
+                             3,
+                             -3};
     return values[below(sizeof values / sizeof *values)];
 }
 
@@ -107,12 +125,13 @@ static void say(const char *slot, const char *row, ptrdiff_t a, ptrdiff_t b, ptr
            special ? "special" : "normal", slot, *row ? " " : "", row, a, b, c, (unsigned long long)h);
 }
 
-/* --- the slots ------------------------------------------------------------------------------------------------------ */
+/* --- the slots ------------------------------------------------------------------------------------------------------
+ */
 /* Hyperparameters that keep every optimizer in its normal range: column k of `scalars`. */
 static const double scalars[8] = {0.01, 0.9, 0.7, 0.2, 0.8, 0.3, 1e-3, 0.99};
 
-static void gradient(const fnn_kernels *k, const void **x_rows, const void *delta, const void *w, const void *b, ptrdiff_t n,
-                     ptrdiff_t fan_in, ptrdiff_t fan_out, int optimizer, int keep, int accumulate) {
+static void gradient(const fnn_kernels *k, const void **x_rows, const void *delta, const void *w, const void *b,
+                     ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out, int optimizer, int keep, int accumulate) {
     const ptrdiff_t sizes[4] = {fan_in * fan_out, fan_in * fan_out, fan_out, fan_out};
     void *slots[4] = {0}, *h = 0;
     const int n_slots = optimizer < 0 ? 0 : fnn_optimizer_slots(optimizer);
@@ -122,14 +141,29 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
         size_t bytes = (size_t)fnn_optimizer_scalars(optimizer) * sizeof *scalars;
         h = memcpy(get(bytes), scalars, bytes);
     }
-    void *w2 = memcpy(get(SIZE(fan_in * fan_out)), w, SIZE(fan_in * fan_out)), *b2 = memcpy(get(SIZE(fan_out)), b, SIZE(fan_out));
+    void *w2 = memcpy(get(SIZE(fan_in * fan_out)), w, SIZE(fan_in * fan_out)),
+         *b2 = memcpy(get(SIZE(fan_out)), b, SIZE(fan_out));
     void *g = keep ? memcpy(get(SIZE(fan_in * fan_out)), w, SIZE(fan_in * fan_out)) : 0;
     void *gb = keep ? memcpy(get(SIZE(fan_out)), b, SIZE(fan_out)) : 0;
     void *scratch = get_scratch(fan_in > fan_out ? fan_in : fan_out, 1);
-    fnn_gradient job = {.input_rows = x_rows, .delta = delta, .ldd = fan_out, .n_rows = n, .fan_in = fan_in,
-                        .fan_out = fan_out, .gradient = g, .bias_gradient = gb, .accumulate = accumulate,
-                        .optimizer = optimizer, .scalars = h, .l2 = 0.01, .weights = w2, .bias = b2,
-                        .weight_a = slots[0], .weight_b = slots[1], .bias_a = slots[2], .bias_b = slots[3]};
+    fnn_gradient job = {.input_rows = x_rows,
+                        .delta = delta,
+                        .ldd = fan_out,
+                        .n_rows = n,
+                        .fan_in = fan_in,
+                        .fan_out = fan_out,
+                        .gradient = g,
+                        .bias_gradient = gb,
+                        .accumulate = accumulate,
+                        .optimizer = optimizer,
+                        .scalars = h,
+                        .l2 = 0.01,
+                        .weights = w2,
+                        .bias = b2,
+                        .weight_a = slots[0],
+                        .weight_b = slots[1],
+                        .bias_a = slots[2],
+                        .bias_b = slots[3]};
     ptrdiff_t units = k->gradient_units(fan_in, fan_out), middle = units / 2;
     k->dense_gradient(&job, 0, middle, scratch);
     k->dense_gradient(&job, middle, units, scratch);
@@ -137,8 +171,8 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
     if (keep) hash = hashed_reals(hashed_reals(hash, g, fan_in * fan_out), gb, fan_out);
     for (int s = 0; s < 4; s++)
         if (slots[s]) hash = hashed_reals(hash, slots[s], sizes[s]);
-    say(accumulate ? "dense_gradient+" : "dense_gradient", optimizer < 0 ? "" : fnn_optimizer_name(optimizer), n, fan_in,
-        fan_out, hash);
+    say(accumulate ? "dense_gradient+" : "dense_gradient", optimizer < 0 ? "" : fnn_optimizer_name(optimizer), n,
+        fan_in, fan_out, hash);
     for (int s = 0; s < 4; s++) free(slots[s]);
     free(h), free(w2), free(b2), free(g), free(gb), free(scratch);
 }
@@ -226,8 +260,13 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width) {
             for (int labeled = 0; labeled < 2; labeled++) {
                 if (labeled && loss != FNN_LOSS_cross_entropy) continue;
                 void *z = filled(n * width, -4, 4), *t = filled(n * width, 0.05, 0.95), *d = get(SIZE(n * width));
-                fnn_loss job = {.loss = loss, .link = link, .parameter = 0.4, .n_outputs = width,
-                                .labels = labeled ? labels : 0, .targets = labeled ? 0 : t, .sample_weight = weight,
+                fnn_loss job = {.loss = loss,
+                                .link = link,
+                                .parameter = 0.4,
+                                .n_outputs = width,
+                                .labels = labeled ? labels : 0,
+                                .targets = labeled ? 0 : t,
+                                .sample_weight = weight,
                                 .total_weight = total};
                 k->loss(&job, n, z, width, samples, d, width, row_loss, scratch);
                 char name[64];
@@ -251,19 +290,22 @@ static const fnn_kernels *find(const char *name) {
 }
 
 int main(int argc, char **argv) {
-    static const ptrdiff_t widths[] = {1, 2, 3, 4, 5, 7, 8, 10, 15, 16, 17, 31, 33, 64, 65, 100, 255, 256, 257, 300, 513, 700};
+    static const ptrdiff_t widths[] = {1,  2,  3,  4,  5,   7,   8,   10,  15,  16,  17,
+                                       31, 33, 64, 65, 100, 255, 256, 257, 300, 513, 700};
     const ptrdiff_t n_widths = sizeof widths / sizeof *widths;
     const long n_shapes = argc > 2 ? strtol(argv[2], NULL, 10) : 60;
     for (dtype = 0; dtype < FNN_N_DTYPES; dtype++) {
         item = dtype == FNN_F32 ? sizeof(float) : sizeof(double);
         const fnn_kernels *k = argc > 1 ? find(argv[1]) : 0;
         if (!k) {
-            fprintf(stderr, "usage: kernel_bits ISA [N_SHAPES]; no instruction set %s here\n", argc > 1 ? argv[1] : "given");
+            fprintf(stderr, "usage: kernel_bits ISA [N_SHAPES]; no instruction set %s here\n",
+                    argc > 1 ? argv[1] : "given");
             return 2;
         }
         for (long s = 0; s < n_shapes; s++) {
             ptrdiff_t n = 1 + below(s % 8 ? 40 : 800);
-            ptrdiff_t fan_in = s % 3 ? 1 + below(70) : widths[below(n_widths)], fan_out = s % 3 ? 1 + below(70) : widths[below(n_widths)];
+            ptrdiff_t fan_in = s % 3 ? 1 + below(70) : widths[below(n_widths)],
+                      fan_out = s % 3 ? 1 + below(70) : widths[below(n_widths)];
             special = s % 4 == 3;
             dense(k, n, fan_in, fan_out);
             if (s % 4 >= 2) layers(k, n % 20 + 1, fan_out % 70 + 1);
