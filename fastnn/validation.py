@@ -43,6 +43,9 @@ NATIVE_DTYPES = frozenset(
 )
 """Element types that the backends read in place, in native byte order."""
 
+LARGE_WEIGHTS = 1e100
+"""Weights that sum to more are scaled down, so that weight times loss does not overflow."""
+
 CHUNK_ELEMS = 1 << 16
 """Elements looked at in one go where an array is scanned: small enough to stay in the cache."""
 
@@ -359,6 +362,9 @@ def check_sample_weight(
         raise ValueError(f"{name} sums to infinity: scale the weights down")
     if total == 0 and n_samples and not allow_all_zero:
         raise ValueError(f"{name} is zero for every row: at least one row must count")
+    if total > LARGE_WEIGHTS:
+        # Only their ratios count, and a power of 2 leaves those as they are, to the bit.
+        weight = np.ldexp(weight, -math.frexp(total)[1])
     return weight
 
 

@@ -386,7 +386,7 @@ def encode_targets(
             f"{name} must have shape {shapes}, got {given} of dtype {array.dtype}{hint}"
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        targets = np.ascontiguousarray(array, dtype)
+        targets = np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
     bad = _first(~np.isfinite(targets))
     if bad is not None:
         raise ValueError(

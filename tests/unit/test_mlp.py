@@ -399,6 +399,17 @@ def test_label_coding_does_not_matter(make):  # case L1
     assert one_hot[0] == pytest.approx(reference[0], rel=1e-6)
 
 
+def test_misaligned_targets(make):  # case A1
+    model = make(dtype="float64")
+    raw = np.zeros(1 + 8 * 12, np.uint8)
+    y = raw[1:].view(np.float64).reshape(6, 2)
+    y[:] = X[:, :2]
+    assert not y.flags.aligned
+    got, expected = model.loss_and_gradient(X, y), model.loss_and_gradient(X, X[:, :2])
+    assert got[0] == expected[0]
+    np.testing.assert_array_equal(got[1], expected[1])
+
+
 def test_wrong_arguments_of_loss_and_gradient(make):
     model = make()
     y = X[:, :2]

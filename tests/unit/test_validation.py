@@ -281,6 +281,13 @@ def test_wrong_sample_weight(weight, message):
         check_sample_weight(weight, 3)
 
 
+def test_huge_weights_keep_their_ratios():
+    weight = np.array([1.0, 0.3, 7.0]) * 1e307
+    checked = check_sample_weight(weight, 3)
+    assert checked.sum() <= 1
+    np.testing.assert_array_equal(checked / checked[0], weight / weight[0])
+
+
 def test_zero_weights_where_allowed():
     assert check_sample_weight([0, 0], 2, allow_all_zero=True).tolist() == [0, 0]
 
