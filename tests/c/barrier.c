@@ -1,8 +1,9 @@
 /* The workers and their barrier, for ThreadSanitizer.
  *
- *   barrier [CROSSINGS]    about that many crossings, shared out over 2 to 64 threads; exit status 1 where a number
- * that the threads passed on through the barrier was wrong barrier --race         two threads write one number with no
- * barrier between: ThreadSanitizer must say so
+ * barrier [CROSSINGS]: about that many crossings, shared out over 2 to 64 threads; exit status 1 where a number that
+ * the threads passed on through the barrier was wrong.
+ *
+ * barrier --race: two threads write one number with no barrier between; ThreadSanitizer must say so.
  *
  * Each round every thread writes its own cell, crosses, reads its neighbor's, crosses again: as the driver's steps do.
  * The cells are plain memory, so that a barrier which orders too little is a data race. */
@@ -32,14 +33,16 @@ static void rounds(void *context, int thread, int n_threads, fnn_barrier *barrie
 }
 
 typedef struct {
-    long number;
+    volatile long number;
 } race_job;
 
 static void race(void *context, int thread, int n_threads, fnn_barrier *barrier) {
     race_job *job = context;
     (void)n_threads;
     fnn_barrier_wait(barrier);
-    job->number += thread; /* unordered, as meant */
+    /* Unordered, as meant. Long enough for both to write at once on a busy machine, too: a thread that only wakes when
+     * the other has reached the next barrier is ordered after it. */
+    for (int i = 0; i < 20000; i++) job->number += thread + 1;
     fnn_barrier_wait(barrier);
 }
 

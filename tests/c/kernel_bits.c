@@ -125,8 +125,7 @@ static void say(const char *slot, const char *row, ptrdiff_t a, ptrdiff_t b, ptr
            special ? "special" : "normal", slot, *row ? " " : "", row, a, b, c, (unsigned long long)h);
 }
 
-/* --- the slots ------------------------------------------------------------------------------------------------------
- */
+/* --- the slots -------------------------------------------------------------------------------------------------- */
 /* Hyperparameters that keep every optimizer in its normal range: column k of `scalars`. */
 static const double scalars[8] = {0.01, 0.9, 0.7, 0.2, 0.8, 0.3, 1e-3, 0.99};
 
