@@ -388,3 +388,9 @@ def test_sparse_and_masked_targets():
 
 def test_rows_are_of_one_class():
     assert all(type(row) is LossRow for row in [*LOSSES.values(), Huber(), Quantile()])
+
+
+def test_probabilities_beyond_the_range_are_named_without_a_warning():
+    rows = np.full((1, 3), 1e308)
+    with pytest.raises(ValueError, match="sums to inf"):
+        encode_targets(LOSSES["cross_entropy"], rows, 1, 3, np.dtype("float64"))
