@@ -136,10 +136,64 @@ static const N(tile_function) N(tiles)[4][MR][NV] = {{EACH_MR(TILE_ENTRY, 0)},
 /* One to three rows against unpacked weights: wider tiles, so that enough chains are in flight. */
 TILE(1, 8, 0)
 #if NV != 4
+TILE(1, 3, 0)
+TILE(1, 3, 1)
+TILE(2, 3, 0)
+TILE(2, 3, 1)
+TILE(3, 3, 0)
+TILE(3, 3, 1)
+TILE(4, 3, 0)
+TILE(4, 3, 1)
 TILE(1, 4, 0)
 TILE(2, 4, 0)
 TILE(3, 4, 0)
 #endif
+
+/* One row and few outputs: a single chain per output would wait for itself, so the chains of BLOCKS blocks run side by
+ * side; their sums are added in the order of the blocks, as always. job->n is FNN_BLOCK. */
+INLINE void N(row_blocks)(const N(tile_job) *job, const int n_blocks, const int nv, const int tail) {
+    V acc[4][3];
+    const REAL *x = job->a[0] + job->a0, *w = job->b;
+    const ptrdiff_t ldb = job->ldb, last = job->last;
+#pragma GCC unroll 4
+    for (int i = 0; i < n_blocks; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) acc[i][v] = (V){0};
+    for (ptrdiff_t p = 0; p < FNN_BLOCK; p++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n_blocks; i++) {
+            const V xv = N(splat)(x[i * FNN_BLOCK + p]);
+            const REAL *b = w + (i * FNN_BLOCK + p) * ldb;
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) {
+                V bv = tail && v == nv - 1 ? N(load_part)(b + v * LANES, last) : N(load)(b + v * LANES);
+                acc[i][v] = FMA(xv, bv, acc[i][v]);
+            }
+        }
+#pragma GCC unroll 4
+    for (int v = 0; v < nv; v++) {
+        const ptrdiff_t m = tail && v == nv - 1 ? last : LANES;
+        V sum = job->accumulate ? N(load_n)(job->c + v * LANES, m) + acc[0][v] : acc[0][v];
+#pragma GCC unroll 4
+        for (int i = 1; i < n_blocks; i++) sum = sum + acc[i][v];
+        if (job->bias) sum = sum + N(load_n)(job->bias + v * LANES, m);
+        N(store_n)(job->c + v * LANES, sum, m);
+    }
+}
+#define ROW_BLOCKS(n_blocks, nv)                                                                                       \
+    static __attribute__((noinline)) void N(row_blocks_##n_blocks##_##nv)(const N(tile_job) *job) {                    \
+        if (job->last)                                                                                                 \
+            N(row_blocks)(job, n_blocks, nv, 1);                                                                       \
+        else                                                                                                           \
+            N(row_blocks)(job, n_blocks, nv, 0);                                                                       \
+    }
+ROW_BLOCKS(2, 1) ROW_BLOCKS(2, 2) ROW_BLOCKS(2, 3) ROW_BLOCKS(3, 1) ROW_BLOCKS(3, 2) ROW_BLOCKS(3, 3)
+ROW_BLOCKS(4, 1) ROW_BLOCKS(4, 2) ROW_BLOCKS(4, 3)
+static const N(tile_function) N(side_by_side)[3][3] = {
+    {N(row_blocks_2_1), N(row_blocks_2_2), N(row_blocks_2_3)},
+    {N(row_blocks_3_1), N(row_blocks_3_2), N(row_blocks_3_3)},
+    {N(row_blocks_4_1), N(row_blocks_4_2), N(row_blocks_4_3)},
+};
 
 /* Vectors needed for n columns, and the columns of the last one where it is not whole (else 0). */
 INLINE ptrdiff_t N(vectors)(ptrdiff_t n) {
@@ -265,19 +319,30 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
                                                 {N(tile_2_4_0), N(tile_2_4_0)},
                                                 {N(tile_3_4_0), N(tile_3_4_0)}};
     for (ptrdiff_t j0 = 0; j0 < fan_out;) {
-        ptrdiff_t left = fan_out - j0, width;
+        ptrdiff_t left = fan_out - j0, width, k0 = 0;
         const ptrdiff_t widest = n_rows == 1 ? 8 * LANES : 4 * LANES;
         N(tile_function) f = 0;
         if (left >= widest)
             f = wide[n_rows - 1][0], width = widest;
         else if (left >= 4 * LANES)
             f = wide[n_rows - 1][1], width = 4 * LANES;
-        else
+        else if (n_rows == 1 && left <= 3 * LANES) {
+            width = left;
+            for (; fan_in - k0 >= 2 * FNN_BLOCK;) {
+                ptrdiff_t n_blocks = N(least)(4, (fan_in - k0) / FNN_BLOCK), end = k0 + n_blocks * FNN_BLOCK;
+                N(tile_job) job = {.a = rows, .a0 = k0, .b = w + k0 * fan_out + j0, .ldb = fan_out, .last = left % LANES,
+                                   .c = z + j0, .accumulate = k0 > 0, .bias = end == fan_in ? bias + j0 : 0};
+                N(side_by_side)[n_blocks - 2][N(vectors)(left) - 1](&job);
+                k0 = end;
+            }
+            if (width > NR) f = left % LANES ? N(tile_1_3_1) : N(tile_1_3_0);
+        } else
             width = N(least)(NR, left);
-        for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
+        for (; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             N(tile_job) job = {.n = n, .a = rows, .a0 = k0, .b = w + k0 * fan_out + j0, .ldb = fan_out, .c = z + j0,
                                .ldc = ldz, .accumulate = k0 > 0, .bias = k0 + n == fan_in ? bias + j0 : 0};
+            job.last = width % LANES;
             if (f)
                 f(&job);
             else

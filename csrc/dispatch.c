@@ -134,8 +134,8 @@ int fnn_optimizer_scalars(int optimizer) {
     return optimizers[optimizer].n_scalars;
 }
 
-size_t fnn_scratch_bytes(ptrdiff_t max_width, int with_gradient) {
-    size_t n = FNN_PANEL_BYTES + FNN_POINTERS_BYTES + FNN_WORK_BYTES + (size_t)max_width * FNN_LOSS_BYTES_PER_OUTPUT;
+size_t fnn_scratch_bytes(ptrdiff_t n_outputs, int with_gradient) {
+    size_t n = FNN_PANEL_BYTES + FNN_POINTERS_BYTES + FNN_WORK_BYTES + (size_t)n_outputs * FNN_LOSS_BYTES_PER_OUTPUT;
     if (with_gradient && n < FNN_GRADIENT_BYTES) n = FNN_GRADIENT_BYTES;
     return (n + FNN_ALIGN_BYTES - 1) / FNN_ALIGN_BYTES * FNN_ALIGN_BYTES;
 }

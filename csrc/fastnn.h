@@ -11,6 +11,9 @@
 /* Law 1: products are summed in blocks of this many consecutive reduction indices. Changing it changes bits. */
 #define FNN_BLOCK 256
 
+/* Rows that one call of perceptron_rows may take. */
+#define FNN_PERCEPTRON_ROWS 16
+
 /* Buffers that the driver plans are aligned to this many bytes: a cache line, and the widest vector. */
 #define FNN_ALIGN_BYTES 64
 
@@ -112,8 +115,8 @@ const char *fnn_loss_name(int loss);
 const char *fnn_optimizer_name(int optimizer);
 int fnn_optimizer_slots(int optimizer);
 int fnn_optimizer_scalars(int optimizer);
-/* Bytes of scratch that kernels may use for layers up to this wide; dense_gradient only where with_gradient. */
-size_t fnn_scratch_bytes(ptrdiff_t max_width, int with_gradient);
+/* Bytes of scratch that kernels may use for a net with this many outputs; dense_gradient only where with_gradient. */
+size_t fnn_scratch_bytes(ptrdiff_t n_outputs, int with_gradient);
 /* Elements from one row to the next of a buffer `width` wide: whole cache lines, an odd number of them, so that the
  * rows of a column do not share a cache set. */
 ptrdiff_t fnn_row_stride(ptrdiff_t width, ptrdiff_t item_bytes);
@@ -149,6 +152,10 @@ void fnn_gather(const fnn_array *x, const int64_t *samples, ptrdiff_t first, ptr
 ptrdiff_t fnn_first_bad_row(const fnn_array *x, ptrdiff_t begin, ptrdiff_t end, int dtype);
 /* Whether kernels may read the rows of x in place. */
 int fnn_in_place(const fnn_array *x, int dtype);
+
+/* Ask for the first cache lines of rows of x that will be read soon: rows in shuffled order lie where no hardware
+ * prefetcher looks. */
+void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_rows);
 
 /* --- shuffle.c --------------------------------------------------------------------------------------------------- */
 /* order: n row numbers, a permutation that depends on seed, epoch and n alone. */

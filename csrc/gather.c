@@ -11,9 +11,18 @@
     M(FNN_KIND_U32, uint32_t) M(FNN_KIND_U64, uint64_t)
 /* clang-format on */
 
-/* Values may lie at any address: memcpy is how C reads them. */
+/* Values side by side and aligned convert in one loop, which compilers vectorize; others may lie at any address, where
+ * memcpy is how C reads them. */
 #define CONVERT(kind_id, type)                                                                                         \
     case kind_id:                                                                                                      \
+        if (x->col_stride_bytes == (ptrdiff_t)sizeof(type) && (uintptr_t)row % sizeof(type) == 0) {                    \
+            const type *from = (const type *)(const void *)row;                                                        \
+            if (dtype == FNN_F32)                                                                                      \
+                for (ptrdiff_t j = 0; j < x->n_cols; j++) ((float *)to)[j] = (float)from[j];                           \
+            else                                                                                                       \
+                for (ptrdiff_t j = 0; j < x->n_cols; j++) ((double *)to)[j] = (double)from[j];                         \
+            break;                                                                                                     \
+        }                                                                                                              \
         for (ptrdiff_t j = 0; j < x->n_cols; j++) {                                                                    \
             type value;                                                                                                \
             memcpy(&value, row + j * x->col_stride_bytes, sizeof value);                                               \
@@ -92,4 +101,14 @@ ptrdiff_t fnn_first_bad_row(const fnn_array *x, ptrdiff_t begin, ptrdiff_t end, 
         }
     }
     return end;
+}
+
+void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_rows) {
+    enum { LINE_BYTES = 64, MOST_LINES = 8 };
+    ptrdiff_t row_bytes = x->n_cols * x->col_stride_bytes;
+    if (row_bytes < 0 || row_bytes > LINE_BYTES * MOST_LINES) row_bytes = LINE_BYTES * MOST_LINES;
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        const char *row = x->data + samples[i] * x->row_stride_bytes;
+        for (ptrdiff_t at = 0; at < row_bytes; at += LINE_BYTES) __builtin_prefetch(row + at);
+    }
 }

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #include "fastnn.h"
 #include "layout.h"
 #if defined(__clang__)

@@ -2,6 +2,7 @@
  * last bits differ from the other instruction sets'. */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif

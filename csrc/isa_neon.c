@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #include "fastnn.h"
 #include "layout.h"
 #define FNN_LEVEL_NEON 1

@@ -41,4 +41,7 @@
 #undef EACH_MR
 #undef TILE_ENTRY
 #undef FOR_EACH_TILE
+#undef ROW_BLOCKS
+#undef GROUP
+#undef CORRECT
 #undef ROWS_OF_LOSS

@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 cdef extern from "fastnn.h" nogil:
     enum: FNN_BLOCK
     enum: FNN_ALIGN_BYTES
+    enum: FNN_PERCEPTRON_ROWS
     enum: FNN_F32
     enum: FNN_F64
     enum: FNN_ACTIVATION_identity
@@ -69,8 +70,8 @@ cdef extern from "fastnn.h" nogil:
         void (*dropout_factors)(uint64_t, uint32_t, uint64_t, uint32_t, double, Py_ssize_t, const int64_t *,
                                 Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*shuffle_draws)(uint64_t, uint64_t, uint64_t, Py_ssize_t, uint64_t *) noexcept nogil
-        Py_ssize_t (*perceptron_row)(const void *, Py_ssize_t, Py_ssize_t, const uint8_t *, double, void *, void *,
-                                     void *) noexcept nogil
+        Py_ssize_t (*perceptron_rows)(const void *const *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const uint8_t *const *,
+                                      double, void *, void *, void *) noexcept nogil
 
     ctypedef void (*fnn_task)(void *, int, int, fnn_barrier *) noexcept nogil
 
@@ -92,6 +93,7 @@ cdef extern from "fastnn.h" nogil:
     Py_ssize_t fnn_size_product(Py_ssize_t, Py_ssize_t)
     void fnn_gather(const fnn_array *, const int64_t *, Py_ssize_t, Py_ssize_t, int, void *, Py_ssize_t)
     Py_ssize_t fnn_first_bad_row(const fnn_array *, Py_ssize_t, Py_ssize_t, int)
+    void fnn_prefetch_rows(const fnn_array *, const int64_t *, Py_ssize_t)
     int fnn_in_place(const fnn_array *, int)
     void fnn_permutation(const fnn_kernels *, uint64_t, uint64_t, Py_ssize_t, int64_t *)
     void fnn_run(fnn_task, void *, int, int)

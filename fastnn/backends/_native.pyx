@@ -129,9 +129,9 @@ def slot_names():
     return names
 
 
-def scratch_bytes(Py_ssize_t max_width):
+def scratch_bytes(Py_ssize_t n_outputs):
     """Bytes of scratch that kernels need for layers up to this wide."""
-    return fnn_scratch_bytes(max_width, True)
+    return fnn_scratch_bytes(n_outputs, True)
 
 
 def row_stride(Py_ssize_t width, Py_ssize_t item_bytes):
@@ -276,7 +276,7 @@ cdef struct Layer:
 cdef struct Network:
     const fnn_kernels *k
     int dtype
-    Py_ssize_t item_bytes, n_layers, n_parameters, n_inputs, n_outputs, max_width
+    Py_ssize_t item_bytes, n_layers, n_parameters, n_inputs, n_outputs
     Py_ssize_t multiply_adds       # of one row's forward pass
     bint has_dropout
 
@@ -300,7 +300,6 @@ cdef class NativePlan:
         self.net.n_layers = n
         self.net.n_inputs = layer_sizes[0]
         self.net.n_outputs = layer_sizes[n]
-        self.net.max_width = max(layer_sizes)
         for l in range(n):
             layer = &self.layers[l]
             layer.fan_in = layer_sizes[l]
@@ -350,7 +349,7 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     cdef bint dry = base == NULL
     cdef Layer scratch_layer
     w.layers = <Layer *>take(&at, net.n_layers * sizeof(Layer))
-    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.max_width, backward)
+    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.n_outputs, backward)
     w.scratch = take(&at, w.scratch_bytes * n_threads)
     w.samples = <int64_t *>take(&at, rows * sizeof(int64_t))
     w.row_loss = <double *>take(&at, rows * sizeof(double))
@@ -1081,17 +1080,17 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
     cdef bint is_float32 = weights.dtype == np.float32
     cdef int dtype = FNN_F32 if is_float32 else FNN_F64, kind = FNN_KIND_F32 if is_float32 else FNN_KIND_F64
     cdef int status = DONE, raised
-    cdef Py_ssize_t n, n_outputs = bias.shape[0], epoch = 0, i, mistakes = 0
-    cdef int64_t sample
-    cdef Py_ssize_t between, left
+    cdef Py_ssize_t n, n_outputs = bias.shape[0], epoch = 0, i, r, group, mistakes = 0, between, left, row_bytes
+    cdef int64_t samples[FNN_PERCEPTRON_ROWS]
+    cdef const void *rows[FNN_PERCEPTRON_ROWS]
+    cdef const uint8_t *row_targets[FNN_PERCEPTRON_ROWS]
     cdef const uint8_t *t
     cdef char *w
     cdef char *b
-    cdef char *row_copy
+    cdef char *copies
     cdef char *scratch
     cdef void *memory
     cdef int64_t *order = NULL
-    cdef const void *row
     cdef const int32_t *flag
     cdef int64_t *counts
     cdef bint gather
@@ -1105,14 +1104,17 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
     errors = np.zeros(max_epochs, np.int64)
     counts = <int64_t *>buffers.flat(errors, FNN_KIND_I64, max_epochs, True, "errors")
     gather = not fnn_in_place(&x, dtype)
-    memory = malloc(fnn_scratch_bytes(n_outputs, False) + x.n_cols * 8 + (n * sizeof(int64_t) if shuffle else 0) + 3 * FNN_ALIGN_BYTES)
+    row_bytes = x.n_cols * (4 if is_float32 else 8)
+    memory = malloc(fnn_scratch_bytes(n_outputs, False) + FNN_PERCEPTRON_ROWS * row_bytes
+                    + (n * sizeof(int64_t) if shuffle else 0) + 3 * FNN_ALIGN_BYTES)
     if memory == NULL:
         raise MemoryError(f"cannot allocate workspace for {n} rows")
     scratch = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
-    row_copy = scratch + fnn_scratch_bytes(n_outputs, False)
+    copies = scratch + fnn_scratch_bytes(n_outputs, False)
     if shuffle:
-        order = <int64_t *>(row_copy + (x.n_cols * 8 + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
-    between = 1000000 // (x.n_cols * n_outputs + 20) + 1
+        order = <int64_t *>(copies + (FNN_PERCEPTRON_ROWS * row_bytes + FNN_ALIGN_BYTES - 1)
+                            // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
+    between = 100000 // (x.n_cols * n_outputs + 20) + 1
     left = between
     next_look = fnn_seconds() + SIGNAL_SECONDS
     with nogil:
@@ -1120,15 +1122,23 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
             if shuffle:
                 fnn_permutation(KERNELS[dtype], seed, <uint64_t>epoch, n, order)
             mistakes = 0
-            for i in range(n):
-                sample = order[i] if shuffle else i
+            i = 0
+            while i < n:
+                group = least(FNN_PERCEPTRON_ROWS, n - i)
+                for r in range(group):
+                    samples[r] = order[i + r] if shuffle else i + r
+                    row_targets[r] = t + samples[r] * n_outputs
+                    if gather:
+                        rows[r] = copies + r * row_bytes
+                    else:
+                        rows[r] = x.data + samples[r] * x.row_stride_bytes
                 if gather:
-                    fnn_gather(&x, &sample, 0, 1, dtype, row_copy, x.n_cols)
-                    row = row_copy
-                else:
-                    row = x.data + sample * x.row_stride_bytes
-                mistakes += KERNELS[dtype].perceptron_row(row, x.n_cols, n_outputs, t + sample * n_outputs,
-                                                          learning_rate, w, b, scratch)
+                    fnn_gather(&x, samples, 0, group, dtype, copies, x.n_cols)
+                if shuffle:
+                    fnn_prefetch_rows(&x, order + i + group, least(FNN_PERCEPTRON_ROWS, n - i - group))
+                mistakes += KERNELS[dtype].perceptron_rows(rows, group, x.n_cols, n_outputs, row_targets, learning_rate,
+                                                           w, b, scratch)
+                i += group
                 left -= 1
                 if left == 0:
                     left = between

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #include "fastnn.h"
 #include "layout.h"
 
@@ -41,6 +42,12 @@
 STAND_INS(ps, float, __builtin_fmaf, __builtin_sqrtf, __mmask16)
 STAND_INS(pd, double, __builtin_fma, __builtin_sqrt, __mmask8)
 
+typedef uint64_t wide_u64 __attribute__((vector_size(64)));
+static inline wide_u64 multiply_low_halves(wide_u64 a, wide_u64 b) {
+    return (a & 0xffffffffu) * (b & 0xffffffffu);
+}
+#define __m512i wide_u64
+#define _mm512_mul_epu32 multiply_low_halves
 #define _mm512_fmadd_ps fmadd_ps
 #define _mm512_fmadd_pd fmadd_pd
 #define _mm512_sqrt_ps root_ps

@@ -36,8 +36,8 @@ static void *get(size_t bytes) {
     memset(p, 0xff, bytes); /* NaN: what a kernel should have written and did not shows */
     return p;
 }
-static void *get_scratch(ptrdiff_t width, int with_gradient) {
-    size_t bytes = fnn_scratch_bytes(width, with_gradient);
+static void *get_scratch(ptrdiff_t n_outputs, int with_gradient) {
+    size_t bytes = fnn_scratch_bytes(n_outputs, with_gradient);
     void *p = aligned_alloc(FNN_ALIGN_BYTES, bytes);
     if (!p) abort();
     memset(p, 0xff, bytes);
@@ -179,7 +179,7 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
 static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out) {
     void *x = filled(n * fan_in, -2, 2), *w = filled(fan_in * fan_out, -1, 1), *b = filled(fan_out, -1, 1);
     void *z = get(SIZE(n * fan_out)), *d = get(SIZE(n * fan_in)), *delta = filled(n * fan_out, -1, 1);
-    void *scratch = get_scratch(fan_in > fan_out ? fan_in : fan_out, 0);
+    void *scratch = get_scratch(fan_out, 0);
     const void **x_rows = rows_of(x, n, fan_in), **delta_rows = rows_of(delta, n, fan_out);
     k->dense_forward(x_rows, n, fan_in, w, b, fan_out, z, fan_out, scratch);
     say("dense_forward", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
@@ -189,11 +189,14 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     gradient(k, x_rows, delta, w, b, n, fan_in, fan_out, -1, 1, 1);
     gradient(k, x_rows, delta, w, b, n, fan_in, fan_out, (int)below(FNN_N_OPTIMIZERS), 0, 0);
     gradient(k, x_rows, delta, w, b, n, fan_in, fan_out, (int)below(FNN_N_OPTIMIZERS), 1, 1);
-    uint8_t *target = get((size_t)fan_out);
-    for (ptrdiff_t j = 0; j < fan_out; j++) target[j] = draw() % 2;
-    ptrdiff_t mistakes = k->perceptron_row(x_rows[0], fan_in, fan_out, target, 0.3, w, b, scratch);
+    ptrdiff_t n_rows = n < FNN_PERCEPTRON_ROWS ? n : FNN_PERCEPTRON_ROWS;
+    uint8_t *target = get((size_t)(n_rows * fan_out));
+    const uint8_t *targets[FNN_PERCEPTRON_ROWS];
+    for (ptrdiff_t j = 0; j < n_rows * fan_out; j++) target[j] = draw() % 2;
+    for (ptrdiff_t r = 0; r < n_rows; r++) targets[r] = target + r * fan_out;
+    ptrdiff_t mistakes = k->perceptron_rows(x_rows, n_rows, fan_in, fan_out, targets, 0.3, w, b, scratch);
     uint64_t h = hashed(START, &mistakes, sizeof mistakes);
-    say("perceptron_row", "", 1, fan_in, fan_out, hashed_reals(hashed_reals(h, w, fan_in * fan_out), b, fan_out));
+    say("perceptron_rows", "", n_rows, fan_in, fan_out, hashed_reals(hashed_reals(h, w, fan_in * fan_out), b, fan_out));
     free_rows(x_rows, n), free_rows(delta_rows, n);
     free(x), free(w), free(b), free(z), free(d), free(delta), free(scratch), free(target);
 }

@@ -7,6 +7,7 @@ Results must have the bits that the same call gives in ordinary memory.
 """
 
 import ctypes
+import itertools
 import sys
 
 import numpy as np
@@ -192,16 +193,15 @@ def shuffle_draws(k, rng, lengths):
         check(k, "shuffle_draws", 1, 2, 3, n)
 
 
-@sweep("perceptron_row")
-def perceptron_row(k, rng, lengths):
-    for fan_in in lengths:
+@sweep("perceptron_rows")
+def perceptron_rows(k, rng, lengths):
+    for fan_in, n_rows in zip([*lengths, 300], itertools.cycle((1, 3, 16, 9)), strict=False):
         for n in (1, 2, *list(lengths)[-2:]):
-            target = rng.integers(0, 2, n)
             check(
                 k,
-                "perceptron_row",
-                rng.standard_normal(fan_in),
-                target,
+                "perceptron_rows",
+                rng.standard_normal((n_rows, fan_in)),
+                rng.integers(0, 2, (n_rows, n)),
                 0.5,
                 np.ones((fan_in, n)),
                 np.ones(n),

@@ -53,7 +53,9 @@ SIGNATURES = {
     "elementwise": (None, integer, size, pointer, pointer),
     "dropout_factors": (None, u64, u32, u64, u32, double, size, pointer, size, pointer, size),
     "shuffle_draws": (None, u64, u64, u64, size, pointer),
-    "perceptron_row": (size, pointer, size, size, pointer, double, pointer, pointer, pointer),
+    "perceptron_rows": (
+        *(size, pointer, size, size, size, pointer, double, pointer, pointer, pointer),
+    ),
 }
 
 
@@ -245,8 +247,8 @@ class Kernels:
         rows = [self.array(row) for row in np.asarray(values)]
         return self.memory.put(np.array([r.ctypes.data for r in rows], np.uintp)), rows
 
-    def scratch(self, width: int) -> int:
-        self._scratch = self.memory.put_scratch(_native.scratch_bytes(width))
+    def scratch(self, n_outputs: int) -> int:
+        self._scratch = self.memory.put_scratch(_native.scratch_bytes(n_outputs))
         return self._scratch.ctypes.data
 
     def result(self, array: np.ndarray) -> np.ndarray:
@@ -276,7 +278,7 @@ class Kernels:
         z, ldz = self.matrix(np.full((len(X), fan_out), np.nan))
         self.slots["dense_forward"](
             address(pointers), len(X), fan_in, address(w), address(bias), fan_out, address(z), ldz,
-            self.scratch(max(fan_in, fan_out)),
+            self.scratch(fan_out),
         )  # fmt: skip
         return self.done(z)
 
@@ -288,7 +290,7 @@ class Kernels:
         d, ldd = self.matrix(np.full((len(delta), fan_in), np.nan))
         self.slots["dense_backward"](
             address(pointers), len(delta), fan_in, address(w), fan_out, address(d), ldd,
-            self.scratch(max(fan_in, fan_out)),
+            self.scratch(fan_out),
         )  # fmt: skip
         return self.done(d)
 
@@ -342,7 +344,7 @@ class Kernels:
         units = self.gradient_units(fan_in, fan_out)
         ends = sorted({0, units, *(int(c * units) for c in cuts)})
         for begin, end in itertools.pairwise(ends):
-            scratch = self.scratch(max(fan_in, fan_out))
+            scratch = self.scratch(fan_out)
             self.slots["dense_gradient"](ctypes.addressof(job), begin, end, scratch)
         return self.done(*([g, gb] if keep else []), *changed)
 
@@ -467,12 +469,15 @@ class Kernels:
         self.slots["shuffle_draws"](seed, epoch, first_block, n_blocks, address(draws))
         return self.done(draws)
 
-    def perceptron_row(self, x, target, rate, W, b):
-        """(mistakes, weights, bias) after one row."""
-        x_, w, bias = self.array(x), self.array(W), self.array(b)
-        t = self.memory.put(np.asarray(target, np.uint8))
+    def perceptron_rows(self, X, targets, rate, W, b):
+        """(mistakes, weights, bias) after these rows, in their order."""
+        rows, _rows = self.rows(X)
+        w, bias = self.array(W), self.array(b)
+        t = [self.memory.put(row) for row in np.asarray(targets, np.uint8)]
+        pointers = self.memory.put(np.array([row.ctypes.data for row in t], np.uintp))
         fan_in, n = np.shape(W)
-        mistakes = self.slots["perceptron_row"](
-            address(x_), fan_in, n, address(t), rate, address(w), address(bias), self.scratch(n)
+        mistakes = self.slots["perceptron_rows"](
+            *(address(rows), len(t), fan_in, n, address(pointers), rate),
+            *(address(w), address(bias), self.scratch(n)),
         )
         return mistakes, *self.done(w, bias)

@@ -64,32 +64,46 @@ def test_shuffle_draws(kernels):
             assert same_bits(kernels.shuffle_draws(SEED, 9, first, n_blocks), expected)
 
 
-def test_perceptron_row(kernels, misaligned, rng):
-    """u = x . w + b in law 1's order, then w += rate (t - y) x: each product is rounded, then each
-    sum.
+def textbook_row(kernels, x, target, rate, W, b):
+    """One row by Rosenblatt's rule: u = x . w + b in law 1's order, then w += rate (t - y) x, where
+    each product is rounded, then each sum. W and b are changed; returns the mistakes.
     """
-    for fan_in in [*kernels.lengths, 255, 300]:
-        for n_outputs in (1, 2, kernels.lanes, 2 * kernels.lanes + 1):
-            x, W, b = (
+    u = np.zeros(len(b), kernels.dtype)
+    for begin in range(0, len(x), 256):
+        chain = np.zeros(len(b), kernels.dtype)
+        for p in range(begin, min(begin + 256, len(x))):
+            chain = fma(x[p], W[p], chain) if kernels.fused else x[p] * W[p] + chain
+        u = u + chain if begin else chain
+    error = target.astype(int) - (u + b > 0)
+    step = kernels.dtype.type(rate) * error.astype(kernels.dtype)
+    W += step * x[:, None]
+    b += step
+    return np.count_nonzero(error)
+
+
+def test_perceptron_rows(kernels, misaligned, rng):
+    """Many rows at once are one row after another: no unit sees weights that it should not."""
+    seen = set()
+    for fan_in in [*kernels.lengths, 255, 300, 520, 800, 1100, 1030]:
+        for n_outputs in (1, 2, kernels.lanes, 2 * kernels.lanes + 1, 3 * kernels.lanes):
+            n_rows = int(rng.choice([1, 2, 3, 4, 9, 16]))
+            X, W, b = (
                 rng.standard_normal(s).astype(kernels.dtype)
-                for s in (fan_in, (fan_in, n_outputs), n_outputs)
+                for s in ((n_rows, fan_in), (fan_in, n_outputs), n_outputs)
             )
-            target = rng.integers(0, 2, n_outputs).astype(np.uint8)
-            rate = 0.3
-            u = np.zeros(n_outputs, kernels.dtype)
-            for begin in range(0, fan_in, 256):
-                chain = np.zeros(n_outputs, kernels.dtype)
-                for p in range(begin, min(begin + 256, fan_in)):
-                    chain = fma(x[p], W[p], chain) if kernels.fused else x[p] * W[p] + chain
-                u = u + chain if begin else chain
-            error = target.astype(int) - (u + b > 0)
-            step = kernels.dtype.type(rate) * error.astype(kernels.dtype)
+            # targets that the units mostly meet, so that rows without a mistake come too
+            targets = (X @ W + b > 0) ^ (rng.random((n_rows, n_outputs)) < 0.5 / n_outputs)
+            w, bias = W.copy(), b.copy()
+            each = [
+                textbook_row(kernels, x, t, 0.03, w, bias) for x, t in zip(X, targets, strict=True)
+            ]
+            seen.update(each)
             for k in (kernels, misaligned):
-                mistakes, w, bias = k.perceptron_row(x, target, rate, W, b)
-                assert mistakes == np.count_nonzero(error)
-                # a unit that was right keeps its weights: a product with a step of 0 adds nothing
-                assert np.array_equal(w, W + step * x[:, None])
-                assert np.array_equal(bias, b + step)
+                mistakes, got_w, got_b = k.perceptron_rows(X, targets, 0.03, W, b)
+                assert mistakes == sum(each), (fan_in, n_outputs, n_rows)
+                assert np.array_equal(got_w, w)
+                assert np.array_equal(got_b, bias)
+    assert {0, 1, 2, 3} <= seen  # every way through the kernel
 
 
 def test_perceptron_decides_at_zero(kernels):
@@ -102,5 +116,5 @@ def test_perceptron_decides_at_zero(kernels):
         (1.0, 1, 0),
         (1.0, 0, 1),
     ]:
-        got, _, _ = kernels.perceptron_row([x], [target], 1.0, [[1.0]], [0.0])
+        got, _, _ = kernels.perceptron_rows([[x]], [[target]], 1.0, [[1.0]], [0.0])
         assert got == mistakes, (x, target)
