@@ -13,6 +13,7 @@ static void N(activate)(int activation, ptrdiff_t n_rows, ptrdiff_t n_cols, cons
                         ptrdiff_t ldy) {
     const REAL *zs = z_;
     REAL *ys = y_;
+    if (ldz == n_cols && ldy == n_cols) n_cols *= n_rows, n_rows = 1;
     switch (activation) {
 #include "activations.def"
     }
@@ -35,6 +36,7 @@ static void N(activate_backward)(int activation, ptrdiff_t n_rows, ptrdiff_t n_c
                                  ptrdiff_t ldy, void *delta_, ptrdiff_t ldd) {
     const REAL *zs = z_, *ys = y_;
     REAL *delta = delta_;
+    if (ldy == n_cols && ldd == n_cols) n_cols *= n_rows, n_rows = 1;
     switch (activation) {
 #include "activations.def"
     }

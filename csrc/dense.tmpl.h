@@ -352,6 +352,53 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
     }
 }
 
+/* Weights of a small layer stay in L1 as they are; those of a large one lie a power of two apart, and are packed. */
+INLINE int N(reads_directly)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
+    return N(least)(fan_in, FNN_BLOCK) * fan_out * (ptrdiff_t)sizeof(REAL) <= 16384;
+}
+
+/* Elements of the packed copy of a layer's weights; 0 where dense_forward would not pack them. */
+static ptrdiff_t N(packed_elems)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
+    if (2 * fan_out <= LANES || N(reads_directly)(fan_in, fan_out)) return 0;
+    return fan_in * N(vectors)(fan_out) * LANES;
+}
+
+/* Rows [begin, end) and columns [j0, j1) of W, j0 on a panel, into the packed copy: panels one after the other, each
+ * fan_in rows of NR columns (the last: of as many whole vectors as it needs). */
+INLINE void N(pack_part)(ptrdiff_t fan_in, ptrdiff_t fan_out, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j0, ptrdiff_t j1,
+                         const REAL *w, REAL *packed) {
+    for (ptrdiff_t j = j0; j < j1; j += NR) {
+        ptrdiff_t width = N(least)(NR, fan_out - j), ld = N(vectors)(width) * LANES;
+        N(pack)(w + begin * fan_out + j, fan_out, end - begin, width, packed + j * fan_in + begin * ld, ld);
+    }
+}
+static void N(pack_weights)(ptrdiff_t fan_in, ptrdiff_t fan_out, ptrdiff_t begin, ptrdiff_t end, const void *weights,
+                            void *packed) {
+    N(pack_part)(fan_in, fan_out, begin, end, 0, fan_out, weights, packed);
+}
+
+/* Z = X W + b from the packed copy: for layers with packed_elems, and any number of rows. */
+static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff_t fan_in, const void *packed,
+                                    const void *bias_, ptrdiff_t fan_out, void *z_, ptrdiff_t ldz) {
+    const REAL *const *rows = (const REAL *const *)rows_;
+    const REAL *panel = packed, *bias = bias_;
+    REAL *z = z_;
+    for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += NR) {
+        ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
+        for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
+            ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
+            N(tile_job) job = {.n = n, .a0 = k0, .b = panel + k0 * ld, .ldb = ld, .ldc = ldz, .accumulate = k0 > 0,
+                               .bias = k0 + n == fan_in ? bias + j0 : 0};
+            FOR_EACH_TILE(r0, r1, n_rows) {
+                job.a = rows + r0;
+                job.c = z + r0 * ldz + j0;
+                N(run_tile)(&job, r1 - r0, width, 0);
+            }
+        }
+        panel += fan_in * ld;
+    }
+}
+
 /* Z = X W + b. rows: n_rows pointers to fan_in values; weights (fan_in, fan_out), bias (fan_out,), z (n_rows, fan_out)
  * with ldz elements from row to row. */
 static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff_t fan_in, const void *weights,
@@ -369,8 +416,7 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
         N(forward_few)(rows, n_rows, fan_in, w, bias, fan_out, z, ldz);
         return;
     }
-    /* Weights of a small layer stay in L1 as they are; those of a large one lie a power of two apart. */
-    const int direct = N(least)(fan_in, FNN_BLOCK) * fan_out * (ptrdiff_t)sizeof(REAL) <= 16384;
+    const int direct = N(reads_directly)(fan_in, fan_out);
     for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += NR) {
         ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
         for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
@@ -505,19 +551,24 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
         ptrdiff_t ldg = job->gradient ? job->fan_out : BLOCK_COLS;
         for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
-            N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
-            N(tile_job) t = {.n = n, .lda = BLOCK_ROWS, .ldb = job->ldd, .ldc = ldg,
+            /* Inputs of a small layer stay in L1 as they are. */
+            const int direct = job->ld_input && n * job->ld_input * (ptrdiff_t)sizeof(REAL) <= 16384;
+            const REAL *a = direct ? x[r0] + k0 : columns;
+            if (!direct) N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
+            N(tile_job) t = {.n = n, .lda = direct ? job->ld_input : BLOCK_ROWS, .ldb = job->ldd, .ldc = ldg,
                              .accumulate = r0 > 0 || (job->gradient && job->accumulate)};
             for (ptrdiff_t j = j0; j < j1; j += NR) {
                 t.b = delta + r0 * job->ldd + j;
                 FOR_EACH_TILE(i0, i1, height) {
-                    t.columns = columns + i0;
+                    t.columns = a + i0;
                     t.c = g + i0 * ldg + (j - j0);
                     N(run_tile)(&t, i1 - i0, N(least)(NR, j1 - j), N(COLS));
                 }
             }
         }
         if (job->optimizer >= 0) N(update_block)(job, k0, j0, height, j1 - j0, g, ldg, job->fan_out);
+        if (job->optimizer >= 0 && job->packed)
+            N(pack_part)(job->fan_in, job->fan_out, k0, k1, j0, j1, job->weights, job->packed);
         if (q == 0) N(bias_gradient)(job, j0, j1, work);
     }
 }

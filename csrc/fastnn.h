@@ -70,6 +70,7 @@ enum fnn_function {
  * weights are then updated from the total. */
 typedef struct {
     const void *const *input_rows; /* n_rows pointers to fan_in values */
+    ptrdiff_t ld_input;            /* elements from row to row where they are evenly spaced, else 0 */
     const void *delta;             /* (n_rows, fan_out), ldd elements from row to row */
     ptrdiff_t ldd;
     ptrdiff_t n_rows, fan_in, fan_out;
@@ -80,6 +81,7 @@ typedef struct {
     double l2;
     void *weights, *weight_a, *weight_b; /* (fan_in, fan_out) parameters and state slots (NULL where not needed) */
     void *bias, *bias_a, *bias_b;        /* (fan_out,) */
+    void *packed;                        /* pack_weights' copy, kept in step with the updated weights; or NULL */
 } fnn_gradient;
 
 /* A loss on the output layer, and how targets are laid out. */

@@ -14,6 +14,7 @@ cdef extern from "fastnn.h" nogil:
 
     ctypedef struct fnn_gradient:
         const void *const *input_rows
+        Py_ssize_t ld_input
         const void *delta
         Py_ssize_t ldd, n_rows, fan_in, fan_out
         void *gradient
@@ -27,6 +28,7 @@ cdef extern from "fastnn.h" nogil:
         void *bias
         void *bias_a
         void *bias_b
+        void *packed
 
     ctypedef struct fnn_loss:
         int loss, link
@@ -48,6 +50,10 @@ cdef extern from "fastnn.h" nogil:
     ctypedef struct fnn_kernels:
         void (*dense_forward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
                               void *, Py_ssize_t, void *) noexcept nogil
+        Py_ssize_t (*packed_elems)(Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*pack_weights)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*dense_forward_packed)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, const void *,
+                                     Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*dense_backward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
                                Py_ssize_t, void *) noexcept nogil
         Py_ssize_t (*gradient_units)(Py_ssize_t, Py_ssize_t) noexcept nogil

@@ -270,7 +270,8 @@ cdef struct Layer:
     char *delta
     const void **rows              # the layer's inputs, one pointer per row of the chunk
     const void **delta_rows
-    Py_ssize_t units
+    char *packed                   # the weights as the forward pass reads them, or NULL where it reads them as they are
+    Py_ssize_t units, packed_elems
 
 
 cdef struct Network:
@@ -313,6 +314,7 @@ cdef class NativePlan:
             layer.bias_at = at
             at += layer.fan_out
             layer.units = self.net.k.gradient_units(layer.fan_in, layer.fan_out)
+            layer.packed_elems = self.net.k.packed_elems(layer.fan_in, layer.fan_out)
             self.net.multiply_adds += layer.fan_in * layer.fan_out
             if layer.dropout > 0:
                 self.net.has_dropout = True
@@ -341,7 +343,7 @@ cdef char *take(char **at, Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads, bint backward,
-                        bint dropout, bint gather, char *base) noexcept nogil:
+                        bint dropout, bint gather, bint pack, char *base) noexcept nogil:
     """Divide one block of memory; with base NULL only its size is found. Returns the size in bytes."""
     cdef char *at = base
     cdef Py_ssize_t l, r, item = net.item_bytes, buffer_bytes
@@ -366,6 +368,7 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
         layer.dropped = layer.y
         layer.factor = NULL
         layer.delta = NULL
+        layer.packed = take(&at, layer.packed_elems * item) if pack and layer.packed_elems > 0 else NULL
         if backward:
             layer.delta = take(&at, buffer_bytes)
             layer.delta_rows = <const void **>take(&at, rows * sizeof(void *))
@@ -386,22 +389,23 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
 
 
 cdef int try_workspace(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
-                       bint backward, bint dropout, bint gather) noexcept nogil:
+                       bint backward, bint dropout, bint gather, bint pack) noexcept nogil:
     """Allocate and lay out; -1 where memory is short."""
-    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, NULL)
+    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, pack, NULL)
     w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
     if w.memory == NULL:
         return -1
-    lay_out(w, net, plan, rows, n_threads, backward, dropout, gather,
+    lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, pack,
             <char *>((<size_t>w.memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES))
     return 0
 
 
 cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
-                        bint backward, bint dropout, bint gather) except -1:
-    if try_workspace(w, net, plan, rows, n_threads, backward, dropout, gather) != 0:
-        raise MemoryError(f"cannot allocate {lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, NULL)} "
-                          f"bytes of workspace for {rows} rows")
+                        bint backward, bint dropout, bint gather, bint pack) except -1:
+    cdef Py_ssize_t n_bytes
+    if try_workspace(w, net, plan, rows, n_threads, backward, dropout, gather, pack) != 0:
+        n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, pack, NULL)
+        raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace for {rows} rows")
     return 0
 
 
@@ -410,6 +414,17 @@ cdef void set_parameters(Workspace *w, const Network *net, char *parameters) noe
     for l in range(net.n_layers):
         w.layers[l].weights = parameters + w.layers[l].weight_at * net.item_bytes
         w.layers[l].bias = parameters + w.layers[l].bias_at * net.item_bytes
+
+
+cdef void pack(Workspace *w, const Network *net, int t, int n_threads) noexcept nogil:
+    """This thread's share of the weights into the copies that the forward pass reads."""
+    cdef Py_ssize_t l
+    cdef Layer *layer
+    for l in range(net.n_layers):
+        layer = &w.layers[l]
+        if layer.packed != NULL:
+            net.k.pack_weights(layer.fan_in, layer.fan_out, layer.fan_in * t // n_threads,
+                               layer.fan_in * (t + 1) // n_threads, layer.weights, layer.packed)
 
 
 cdef int threads_for(double multiply_adds, int n_threads) noexcept nogil:
@@ -452,8 +467,12 @@ cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
     for l in range(net.n_layers):
         layer = &w.layers[l]
         at = r0 * layer.ld * net.item_bytes
-        net.k.dense_forward(layer.rows + r0, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out, layer.z + at,
-                            layer.ld, scratch)
+        if layer.packed != NULL:
+            net.k.dense_forward_packed(layer.rows + r0, n, layer.fan_in, layer.packed, layer.bias, layer.fan_out,
+                                       layer.z + at, layer.ld)
+        else:
+            net.k.dense_forward(layer.rows + r0, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out,
+                                layer.z + at, layer.ld, scratch)
         if l == net.n_layers - 1 and not link:
             return
         if layer.activation == FNN_ACTIVATION_softmax:
@@ -607,6 +626,8 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         if begin >= end:
             continue
         job.input_rows = layer.rows
+        job.ld_input = run.w.layers[l - 1].ld if l > 0 else run.w.batch_ld if run.gather else 0
+        job.packed = layer.packed
         job.delta = layer.delta
         job.ldd = layer.ld
         job.n_rows = n_rows
@@ -658,6 +679,8 @@ cdef void clip_and_update(Run *run, const double *scalars, int t, int n_threads,
                  run.slots[0] + begin * item if run.n_slots > 0 else NULL,
                  run.slots[1] + begin * item if run.n_slots > 1 else NULL, 0)
     fnn_barrier_wait(barrier)
+    pack(run.w, net, t, n_threads)
+    fnn_barrier_wait(barrier)
 
 
 cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
@@ -677,6 +700,8 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
     cdef fnn_loss loss = run.loss
     cdef bint update = run.optimizer >= 0, clip = run.clip_norm >= 0, done, moves
     key = &epoch_key if net.has_dropout and update else NULL
+    pack(w, net, t, n_threads)
+    fnn_barrier_wait(barrier)
     for epoch in range(run.n_epochs):
         order = run.orders + epoch * run.n_samples if run.orders != NULL else NULL
         epoch_key.epoch = run.key.epoch + <uint64_t>epoch
@@ -811,7 +836,8 @@ cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_thre
     run.batch_size = batch_size
     run.chunks_between_looks = <Py_ssize_t>(1e5 / chunk_work) + 1
     run.next_look = fnn_seconds() + SIGNAL_SECONDS
-    workspace_init(run.w, run.net, plan.layers, rows, n_threads, True, run.optimizer >= 0, run.gather)
+    # a few rows a step would read the copy once or twice, and pay for keeping it
+    workspace_init(run.w, run.net, plan.layers, rows, n_threads, True, run.optimizer >= 0, run.gather, rows >= 8)
     set_parameters(run.w, run.net, run.parameters)
     return n_threads
 
@@ -1052,8 +1078,10 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
                 held.append(holder)
                 outs[l] = (<Buffers>holder).flat(outputs[l], kind, p.x.n_rows * plan.layers[l].fan_out, True, "outputs")
         p.outputs = outs
-        workspace_init(&w, net, plan.layers, p.rows_per_thread * used, used, p.jacobian != NULL, False, p.gather)
+        workspace_init(&w, net, plan.layers, p.rows_per_thread * used, used, p.jacobian != NULL, False, p.gather,
+                       p.x.n_rows >= 64)
         set_parameters(&w, net, flat)
+        pack(&w, net, 0, 1)
         with nogil:
             fnn_run(predict_task, &p, used, may_spin)
     finally:
@@ -1236,7 +1264,7 @@ cdef class Predictor:
         cdef Py_ssize_t rows = least(PREDICT_ROWS, x.n_rows)
         if fnn_first_bad_row(x, 0, x.n_rows, net.dtype) < x.n_rows:
             return 2
-        if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, False) != 0:
+        if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, False, False) != 0:
             return 2
         set_parameters(&w, net, self.parameters)
         last = &w.layers[net.n_layers - 1]

@@ -144,7 +144,7 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
          *b2 = memcpy(get(SIZE(fan_out)), b, SIZE(fan_out));
     void *g = keep ? memcpy(get(SIZE(fan_in * fan_out)), w, SIZE(fan_in * fan_out)) : 0;
     void *gb = keep ? memcpy(get(SIZE(fan_out)), b, SIZE(fan_out)) : 0;
-    void *scratch = get_scratch(fan_in > fan_out ? fan_in : fan_out, 1);
+    void *scratch = get_scratch(fan_out, 1), *packed = get(SIZE(k->packed_elems(fan_in, fan_out)));
     fnn_gradient job = {.input_rows = x_rows,
                         .delta = delta,
                         .ldd = fan_out,
@@ -159,6 +159,7 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
                         .l2 = 0.01,
                         .weights = w2,
                         .bias = b2,
+                        .packed = optimizer >= 0 && k->packed_elems(fan_in, fan_out) ? packed : 0,
                         .weight_a = slots[0],
                         .weight_b = slots[1],
                         .bias_a = slots[2],
@@ -173,7 +174,7 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
     say(accumulate ? "dense_gradient+" : "dense_gradient", optimizer < 0 ? "" : fnn_optimizer_name(optimizer), n,
         fan_in, fan_out, hash);
     for (int s = 0; s < 4; s++) free(slots[s]);
-    free(h), free(w2), free(b2), free(g), free(gb), free(scratch);
+    free(h), free(w2), free(b2), free(g), free(gb), free(scratch), free(packed);
 }
 
 static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out) {
@@ -183,6 +184,15 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     const void **x_rows = rows_of(x, n, fan_in), **delta_rows = rows_of(delta, n, fan_out);
     k->dense_forward(x_rows, n, fan_in, w, b, fan_out, z, fan_out, scratch);
     say("dense_forward", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
+    ptrdiff_t n_packed = k->packed_elems(fan_in, fan_out);
+    void *packed = get(SIZE(n_packed));
+    if (n_packed) {
+        k->pack_weights(fan_in, fan_out, 0, fan_in / 3, w, packed);
+        k->pack_weights(fan_in, fan_out, fan_in / 3, fan_in, w, packed);
+        k->dense_forward_packed(x_rows, n, fan_in, packed, b, fan_out, z, fan_out);
+    }
+    say("dense_forward_packed", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
+    free(packed);
     k->dense_backward(delta_rows, n, fan_in, w, fan_out, d, fan_in, scratch);
     say("dense_backward", "", n, fan_in, fan_out, hashed_reals(START, d, n * fan_in));
     gradient(k, x_rows, delta, w, b, n, fan_in, fan_out, -1, 1, 0);

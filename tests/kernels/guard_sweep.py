@@ -19,9 +19,9 @@ from fastnn.backends import _native
 SWEEPS = {}
 
 
-def sweep(slot):
+def sweep(*slots):
     def register(function):
-        SWEEPS[slot] = function
+        SWEEPS.update(dict.fromkeys(slots, function))
         return function
 
     return register
@@ -45,6 +45,19 @@ def dense_forward(k, rng, lengths):
         check(k, "dense_forward", *arguments)
 
 
+@sweep("packed_elems", "pack_weights", "dense_forward_packed")
+def packed(k, rng, lengths):
+    seen = 0
+    for n, fan_in, fan_out in [*shapes(lengths), (3, 300, 21), (9, 90, 70), (1, 257, 33)]:
+        X, W, b = (rng.standard_normal(s) for s in ((n, fan_in), (fan_in, fan_out), (fan_out,)))
+        if not k.packed_elems(fan_in, fan_out):
+            continue
+        check(k, "pack_weights", W, 0.4)
+        check(k, "dense_forward_packed", X, k.pack_weights(W), b)
+        seen += 1
+    assert seen
+
+
 @sweep("dense_backward")
 def dense_backward(k, rng, lengths):
     for n, fan_in, fan_out in shapes(lengths):
@@ -61,6 +74,7 @@ def dense_gradient(k, rng, lengths):
     for i, (n, fan_in, fan_out) in enumerate(shapes(lengths)):
         X, delta = rng.standard_normal((n, fan_in)), rng.standard_normal((n, fan_out))
         check(k, "dense_gradient", X, delta, cuts=[0.5])
+        check(k, "dense_gradient", X, delta, spaced=True)
         check(k, "dense_gradient", X, delta, into=(np.ones((fan_in, fan_out)), np.ones(fan_out)))
         optimizer = OPTIMIZERS[i % len(OPTIMIZERS)]
         n_slots, n_scalars = _native.optimizer_shape(OPTIMIZERS.index(optimizer))

@@ -33,6 +33,9 @@ u64, u32 = ctypes.c_uint64, ctypes.c_uint32
 # csrc/kernels.def: result and arguments of each slot.
 SIGNATURES = {
     "dense_forward": (None, pointer, size, size, pointer, pointer, size, pointer, size, pointer),
+    "packed_elems": (size, size, size),
+    "pack_weights": (None, size, size, size, size, pointer, pointer),
+    "dense_forward_packed": (None, pointer, size, size, pointer, pointer, size, pointer, size),
     "dense_backward": (None, pointer, size, size, pointer, size, pointer, size, pointer),
     "gradient_units": (size, size, size),
     "dense_gradient": (None, pointer, size, size, pointer),
@@ -63,12 +66,12 @@ class Gradient(ctypes.Structure):
     """fnn_gradient of csrc/fastnn.h."""
 
     _fields_ = (
-        [("input_rows", pointer), ("delta", pointer)]
+        [("input_rows", pointer), ("ld_input", size), ("delta", pointer)]
         + [(name, size) for name in ("ldd", "n_rows", "fan_in", "fan_out")]
         + [("gradient", pointer), ("bias_gradient", pointer)]
         + [("accumulate", integer), ("optimizer", integer), ("scalars", pointer), ("l2", double)]
         + [(name, pointer) for name in ("weights", "weight_a", "weight_b")]
-        + [(name, pointer) for name in ("bias", "bias_a", "bias_b")]
+        + [(name, pointer) for name in ("bias", "bias_a", "bias_b", "packed")]
     )
 
 
@@ -294,10 +297,35 @@ class Kernels:
         )  # fmt: skip
         return self.done(d)
 
+    def packed_elems(self, fan_in, fan_out):
+        return self.slots["packed_elems"](fan_in, fan_out)
+
+    def pack_weights(self, W, cut=0.0):
+        """The packed copy, made in two calls; None where the layer has none."""
+        fan_in, fan_out = np.shape(W)
+        n = self.packed_elems(fan_in, fan_out)
+        if n == 0:
+            return None
+        w, packed = self.array(W), self.array(np.full(n, 7.0))
+        for begin, end in itertools.pairwise((0, int(cut * fan_in), fan_in)):
+            self.slots["pack_weights"](fan_in, fan_out, begin, end, address(w), address(packed))
+        return self.done(packed)
+
+    def dense_forward_packed(self, X, packed, b):
+        X = np.asarray(X)
+        pointers, _rows = self.rows(X)
+        p, bias = self.array(packed), self.array(b)
+        z, ldz = self.matrix(np.full((len(X), len(b)), np.nan))
+        self.slots["dense_forward_packed"](
+            *(address(pointers), len(X), X.shape[1], address(p)),
+            *(address(bias), len(b), address(z), ldz),
+        )
+        return self.done(z)
+
     def gradient_units(self, fan_in, fan_out):
         return self.slots["gradient_units"](fan_in, fan_out)
 
-    def dense_gradient(self, X, delta, *, into=None, update=None, cuts=()):
+    def dense_gradient(self, X, delta, *, into=None, update=None, cuts=(), spaced=False):
         """Gradients to the weights and the bias.
 
         Parameters
@@ -308,13 +336,20 @@ class Kernels:
             optimizer, scalars, l2, weights, bias, and slots: a list of (weight slot, bias slot)
             pairs. With ``into="drop"`` the gradient is not kept.
         cuts : numbers in 0..1 at which the units of work are split into calls.
+        spaced : whether the rows of X lie evenly spaced, and the kernel is told.
 
         Returns
         -------
-        (gradient, bias gradient), or with update (gradient, bias gradient, weights, bias, slots).
+        (gradient, bias gradient), or with update (gradient, bias gradient, weights, bias, slots,
+        and the packed weights where the layer has such a copy).
         """
         X, delta = np.asarray(X), np.asarray(delta)
-        pointers, _rows = self.rows(X)
+        ld_input = 0
+        if spaced:
+            _rows, ld_input = self.matrix(X)
+            pointers = self.memory.put(np.array([row.ctypes.data for row in _rows], np.uintp))
+        else:
+            pointers, _rows = self.rows(X)
         fan_in, fan_out = X.shape[1], delta.shape[1]
         d, ldd = self.matrix(delta)
         keep = not isinstance(into, str)
@@ -324,8 +359,9 @@ class Kernels:
             g = self.array(into[0] if accumulate else np.nan, (fan_in, fan_out))
             gb = self.array(into[1] if accumulate else np.nan, (fan_out,))
         job = Gradient(
-            input_rows=address(pointers), delta=address(d), ldd=ldd, n_rows=len(X), fan_in=fan_in,
-            fan_out=fan_out, gradient=address(g), bias_gradient=address(gb),
+            input_rows=address(pointers), ld_input=ld_input, delta=address(d), ldd=ldd,
+            n_rows=len(X), fan_in=fan_in, fan_out=fan_out, gradient=address(g),
+            bias_gradient=address(gb),
             accumulate=keep and into is not None, optimizer=-1,
         )  # fmt: skip
         changed = []
@@ -341,6 +377,11 @@ class Kernels:
                 (address(x), address(y)) for x, y in padded
             )
             changed = [w, b, *(x for pair in slots for x in pair)]
+            n_packed = self.packed_elems(fan_in, fan_out)
+            if n_packed:
+                packed = self.array(np.full(n_packed, 7.0))
+                job.packed = address(packed)
+                changed.append(packed)
         units = self.gradient_units(fan_in, fan_out)
         ends = sorted({0, units, *(int(c * units) for c in cuts)})
         for begin, end in itertools.pairwise(ends):

@@ -109,6 +109,34 @@ SHAPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "shape", [(9, 300, 21), (1, 700, 50), (70, 64, 200), (4, 2000, 20)], ids=str
+)
+def test_packed_weights_change_no_bit(kernels, misaligned, shape, rng):
+    """The copy that training keeps, made at once or in parts, or renewed by an update."""
+    n, fan_in, fan_out = shape
+    X, W, b, delta = (
+        real(rng, *s).astype(kernels.dtype)
+        for s in ((n, fan_in), (fan_in, fan_out), (fan_out,), (n, fan_out))
+    )
+    update = {"optimizer": "sgd", "scalars": [0.5], "l2": 0.0, "weights": W, "bias": b, "slots": []}
+    for k in (kernels, misaligned):
+        packed = k.pack_weights(W)
+        assert same_bits(packed, k.pack_weights(W, 0.3))
+        assert same_bits(k.dense_forward_packed(X, packed, b), k.dense_forward(X, W, b))
+        w, _, renewed = k.dense_gradient(X, delta, update=update, into="drop", cuts=[0.5])
+        assert not np.array_equal(w, W)
+        assert same_bits(
+            k.dense_forward_packed(X, renewed, b), k.dense_forward(X, np.asarray(w), b)
+        )
+        assert all(
+            same_bits(a, c)
+            for a, c in zip(
+                k.dense_gradient(X, delta), k.dense_gradient(X, delta, spaced=True), strict=True
+            )
+        )
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_order_of_summation(kernels, shape, rng):
     """Chains of fused multiply-adds over blocks of 256 indices from zero, and the block sums in
@@ -253,6 +281,8 @@ def test_fused_update_is_the_update_of_the_gradient(kernels, optimizer, shape, r
     assert same_bits(kept[0], g)
     assert same_bits(kept[1], gb)
     assert not same_bits(w, W.astype(kernels.dtype))
+    if kernels.packed_elems(fan_in, fan_out):
+        expected.append(kernels.pack_weights(w))
     for one, two, three in zip(expected, dropped, kept[2:], strict=True):
         assert same_bits(one, two)
         assert same_bits(one, three)
