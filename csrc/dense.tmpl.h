@@ -48,54 +48,62 @@ typedef struct {
     ptrdiff_t ldc;
     int accumulate;        /* add to what c holds */
     const REAL *bias;      /* added last, or NULL */
+    ptrdiff_t repeat;      /* tiles below each other, mr rows each; 0 is one */
 } N(tile_job);
 
 INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const int flags) {
-    V acc[16][8];
-    const REAL *row[16];
     const int tail = flags & N(TAIL), cols = flags & N(COLS);
-    const ptrdiff_t n = job->n, lda = job->lda, ldb = job->ldb, last = job->last, a0 = job->a0;
-    const REAL *b = job->b, *column = job->columns;
-    const REAL *const *a = job->a;
-#pragma GCC unroll 16
-    for (int i = 0; i < mr; i++) {
-        row[i] = cols ? 0 : a[i] + a0;
-#pragma GCC unroll 8
-        for (int v = 0; v < nv; v++) acc[i][v] = (V){0};
-    }
-    for (ptrdiff_t p = 0; p < n; p++) {
-        V bv[8];
-#pragma GCC unroll 8
-        for (int v = 0; v < nv; v++)
-            bv[v] = tail && v == nv - 1 ? N(load_part)(b + v * LANES, last) : N(load)(b + v * LANES);
+    const ptrdiff_t n = job->n, lda = job->lda, ldb = job->ldb, ldc = job->ldc, last = job->last, a0 = job->a0;
+    const REAL *const *a = job->a, *columns = job->columns;
+    REAL *c = job->c;
+    ptrdiff_t left = job->repeat;
+    do {
+        V acc[16][8];
+        const REAL *row[16], *b = job->b, *column = columns;
 #pragma GCC unroll 16
         for (int i = 0; i < mr; i++) {
-            V av = N(splat)(cols ? column[i] : row[i][p]);
+            row[i] = cols ? 0 : a[i] + a0;
 #pragma GCC unroll 8
-            for (int v = 0; v < nv; v++) acc[i][v] = FMA(av, bv[v], acc[i][v]);
+            for (int v = 0; v < nv; v++) acc[i][v] = (V){0};
         }
-        b += ldb;
-        if (cols) column += lda;
-    }
-    REAL *c = job->c;
+        for (ptrdiff_t p = 0; p < n; p++) {
+            V bv[8];
+#pragma GCC unroll 8
+            for (int v = 0; v < nv; v++)
+                bv[v] = tail && v == nv - 1 ? N(load_part)(b + v * LANES, last) : N(load)(b + v * LANES);
 #pragma GCC unroll 16
-    for (int i = 0; i < mr; i++) {
+            for (int i = 0; i < mr; i++) {
+                V av = N(splat)(cols ? column[i] : row[i][p]);
 #pragma GCC unroll 8
-        for (int v = 0; v < nv; v++) {
-            const int part = tail && v == nv - 1;
-            REAL *p = c + i * job->ldc + v * LANES;
-            V s = acc[i][v];
-            if (job->accumulate) s = (part ? N(load_part)(p, last) : N(load)(p)) + s;
-            if (job->bias) {
-                const REAL *q = job->bias + v * LANES;
-                s = s + (part ? N(load_part)(q, last) : N(load)(q));
+                for (int v = 0; v < nv; v++) acc[i][v] = FMA(av, bv[v], acc[i][v]);
             }
-            if (part)
-                N(store_part)(p, s, last);
-            else
-                N(store)(p, s);
+            b += ldb;
+            if (cols) column += lda;
         }
-    }
+#pragma GCC unroll 16
+        for (int i = 0; i < mr; i++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < nv; v++) {
+                const int part = tail && v == nv - 1;
+                REAL *to = c + i * ldc + v * LANES;
+                V sum = acc[i][v];
+                if (job->accumulate) sum = (part ? N(load_part)(to, last) : N(load)(to)) + sum;
+                if (job->bias) {
+                    const REAL *bias = job->bias + v * LANES;
+                    sum = sum + (part ? N(load_part)(bias, last) : N(load)(bias));
+                }
+                if (part)
+                    N(store_part)(to, sum, last);
+                else
+                    N(store)(to, sum);
+            }
+        }
+        if (cols)
+            columns += mr;
+        else
+            a += mr;
+        c += mr * ldc;
+    } while (--left > 0);
 }
 
 typedef void (*N(tile_function))(const N(tile_job) *);
@@ -203,10 +211,26 @@ INLINE ptrdiff_t N(least)(ptrdiff_t a, ptrdiff_t b) {
     return a < b ? a : b;
 }
 
-INLINE void N(run_tile)(N(tile_job) *job, ptrdiff_t mr, ptrdiff_t n_cols, int flags) {
-    ptrdiff_t last = n_cols % LANES;
-    job->last = last;
-    N(tiles)[flags | (last ? N(TAIL) : 0)][mr - 1][N(vectors)(n_cols) - 1](job);
+/* All n_rows rows of a product by n_cols <= NR columns, in tiles of nearly equal height: no last tile of one row that
+ * leaves units idle. */
+static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
+    const ptrdiff_t n_tiles = (n_rows + MR - 1) / MR, low = n_rows / n_tiles, n_high = n_rows % n_tiles;
+    const N(tile_function) *tiles[2];
+    job->last = n_cols % LANES;
+    flags |= job->last ? N(TAIL) : 0;
+    for (int i = 0; i < 2; i++) tiles[i] = &N(tiles)[flags][N(least)(low + 1 - i, MR) - 1][N(vectors)(n_cols) - 1];
+    if (n_high) {
+        job->repeat = n_high;
+        (*tiles[0])(job);
+        const ptrdiff_t done = n_high * (low + 1);
+        if (flags & N(COLS))
+            job->columns += done;
+        else
+            job->a += done;
+        job->c += done * job->ldc;
+    }
+    job->repeat = n_tiles - n_high;
+    (*tiles[1])(job);
 }
 
 /* to[p, i] = rows[i][k0 + p] for p < n, i < n_rows, `to` with ld columns. */
@@ -289,9 +313,6 @@ INLINE N(scratch) N(split_scratch)(void *scratch) {
     return s;
 }
 
-/* Rows [0, n_rows) of a product in tiles of nearly equal height: no last tile of one row that leaves units idle. */
-#define FOR_EACH_TILE(begin, end, n)                                                                                       for (ptrdiff_t n_tiles_ = ((n) + MR - 1) / MR, tile_ = 0, begin, end;                                                       tile_ < n_tiles_ && (begin = tile_ * (n) / n_tiles_, end = (tile_ + 1) * (n) / n_tiles_, 1); tile_++)
-
 /* Up to LANES / 2 outputs: lanes run across rows of X instead of across outputs. */
 static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const REAL *w,
                               const REAL *bias, ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz, N(scratch) s) {
@@ -301,11 +322,9 @@ static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             N(pack_transposed)(rows + r0, m, k0, n, s.panel, ld);
             N(tile_job) job = {.n = n, .lda = fan_out, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = k0 > 0};
-            FOR_EACH_TILE(j0, j1, fan_out) {
-                job.columns = w + k0 * fan_out + j0;
-                job.c = s.work + j0 * NR;
-                N(run_tile)(&job, j1 - j0, m, N(COLS));
-            }
+            job.columns = w + k0 * fan_out;
+            job.c = s.work;
+            N(run_tiles)(&job, fan_out, m, N(COLS));
         }
         for (ptrdiff_t r = 0; r < m; r++)
             for (ptrdiff_t j = 0; j < fan_out; j++) z[(r0 + r) * ldz + j] = s.work[j * NR + r] + bias[j];
@@ -346,7 +365,7 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             if (f)
                 f(&job);
             else
-                N(run_tile)(&job, n_rows, width, 0);
+                N(run_tiles)(&job, n_rows, width, 0);
         }
         j0 += width;
     }
@@ -389,11 +408,9 @@ static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, 
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             N(tile_job) job = {.n = n, .a0 = k0, .b = panel + k0 * ld, .ldb = ld, .ldc = ldz, .accumulate = k0 > 0,
                                .bias = k0 + n == fan_in ? bias + j0 : 0};
-            FOR_EACH_TILE(r0, r1, n_rows) {
-                job.a = rows + r0;
-                job.c = z + r0 * ldz + j0;
-                N(run_tile)(&job, r1 - r0, width, 0);
-            }
+            job.a = rows;
+            job.c = z + j0;
+            N(run_tiles)(&job, n_rows, width, 0);
         }
         panel += fan_in * ld;
     }
@@ -425,11 +442,9 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
             if (!direct) N(pack)(block, fan_out, n, width, s.panel, ld);
             N(tile_job) job = {.n = n, .a0 = k0, .b = direct ? block : s.panel, .ldb = direct ? fan_out : ld, .ldc = ldz,
                                .accumulate = k0 > 0, .bias = k0 + n == fan_in ? bias + j0 : 0};
-            FOR_EACH_TILE(r0, r1, n_rows) {
-                job.a = rows + r0;
-                job.c = z + r0 * ldz + j0;
-                N(run_tile)(&job, r1 - r0, width, 0);
-            }
+            job.a = rows;
+            job.c = z + j0;
+            N(run_tiles)(&job, n_rows, width, 0);
         }
     }
 }
@@ -450,11 +465,9 @@ static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, p
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_out - j0);
             N(pack_transposed)(s.pointers, width, j0, n, s.panel, ld);
             N(tile_job) job = {.n = n, .a0 = j0, .b = s.panel, .ldb = ld, .ldc = ldd, .accumulate = j0 > 0};
-            FOR_EACH_TILE(r0, r1, n_rows) {
-                job.a = rows + r0;
-                job.c = d + r0 * ldd + k0;
-                N(run_tile)(&job, r1 - r0, width, 0);
-            }
+            job.a = rows;
+            job.c = d + k0;
+            N(run_tiles)(&job, n_rows, width, 0);
         }
     }
 }
@@ -520,11 +533,9 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
             N(pack_columns)(x + r0, n, k0, m, s.panel, ld);
             N(tile_job) t = {.n = n, .lda = job->ldd, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = r0 > 0 || more};
-            FOR_EACH_TILE(j0, j1, fan_out) {
-                t.columns = delta + r0 * job->ldd + j0;
-                t.c = tile + j0 * NR;
-                N(run_tile)(&t, j1 - j0, m, N(COLS));
-            }
+            t.columns = delta + r0 * job->ldd;
+            t.c = tile;
+            N(run_tiles)(&t, fan_out, m, N(COLS));
         }
         for (ptrdiff_t i = 0; i < m; i++)
             for (ptrdiff_t j = 0; j < fan_out; j++) g[i * fan_out + j] = tile[j * NR + i];
@@ -559,11 +570,9 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
                              .accumulate = r0 > 0 || (job->gradient && job->accumulate)};
             for (ptrdiff_t j = j0; j < j1; j += NR) {
                 t.b = delta + r0 * job->ldd + j;
-                FOR_EACH_TILE(i0, i1, height) {
-                    t.columns = a + i0;
-                    t.c = g + i0 * ldg + (j - j0);
-                    N(run_tile)(&t, i1 - i0, N(least)(NR, j1 - j), N(COLS));
-                }
+                t.columns = a;
+                t.c = g + (j - j0);
+                N(run_tiles)(&t, height, N(least)(NR, j1 - j), N(COLS));
             }
         }
         if (job->optimizer >= 0) N(update_block)(job, k0, j0, height, j1 - j0, g, ldg, job->fan_out);

@@ -34,11 +34,9 @@ static ptrdiff_t N(perceptron_narrow)(const N(perceptron_job) *job, ptrdiff_t n_
     N(pack_transposed)(job->rows, n_rows, 0, n, s.panel, ld);
     for (ptrdiff_t first = 0; first < n_rows;) {
         N(tile_job) t = {.n = n, .lda = n_outputs, .b = s.panel, .ldb = ld, .ldc = NR};
-        FOR_EACH_TILE(j0, j1, n_outputs) {
-            t.columns = w + j0;
-            t.c = s.work + j0 * NR;
-            N(run_tile)(&t, j1 - j0, n_rows, N(COLS));
-        }
+        t.columns = w;
+        t.c = s.work;
+        N(run_tiles)(&t, n_outputs, n_rows, N(COLS));
         ptrdiff_t i = first, wrong = 0;
         for (; i < n_rows; i++) {
             for (ptrdiff_t j = 0; j < n_outputs; j++)

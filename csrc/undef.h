@@ -40,7 +40,6 @@
 #undef TILE_ROW
 #undef EACH_MR
 #undef TILE_ENTRY
-#undef FOR_EACH_TILE
 #undef ROW_BLOCKS
 #undef GROUP
 #undef CORRECT
