@@ -37,6 +37,7 @@ from fastnn.trainer import Trainer
 if TYPE_CHECKING:
     from fastnn import datasets
     from fastnn.config import show_config
+    from fastnn.many import train_many
     from fastnn.rate_finder import find_learning_rate
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ __all__ = [
     "datasets",
     "find_learning_rate",
     "show_config",
+    "train_many",
 ]
 
 # Public names whose modules wait for their first use: `import fastnn` stays quick.
@@ -80,6 +82,7 @@ _LAZY = {
     "datasets": ("fastnn.datasets", None),
     "find_learning_rate": ("fastnn.rate_finder", "find_learning_rate"),
     "show_config": ("fastnn.config", "show_config"),
+    "train_many": ("fastnn.many", "train_many"),
 }
 
 

@@ -71,6 +71,10 @@ CUSTOM_SCHEDULE = "custom"
 Data = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
+class _Stopped(Exception):
+    """Ends an iteration of LBFGS between two evaluations."""
+
+
 class Trainer:
     """Fits a model to data, and knows where it stands.
 
@@ -303,6 +307,18 @@ class Trainer:
         data = check_data(self._model.plan, self._loss, X, y, sample_weight)
         validation = self._check_validation_data(validation_data)
         n_threads = resolve_n_threads(self._n_threads)
+        return self._fit(data, epochs, n_threads, validation, callbacks, progress)
+
+    def _fit(
+        self,
+        data: Data,
+        epochs: int,
+        n_threads: int,
+        validation: Data | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = False,
+    ) -> History:
+        """`fit` with arguments that have been checked."""
         run = self._run_lbfgs if isinstance(self._optimizer, LBFGS) else self._run_epochs
         watched = bool(callbacks) or progress or validation is not None
         history = History()
@@ -534,6 +550,8 @@ class Trainer:
         backend = get_backend(model.backend)
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+            if self._stop.is_set():
+                raise _Stopped
             parameters = point.astype(model.plan.dtype)
             value, gradient = backend.loss_and_gradient(
                 model.plan, parameters, *data, self._loss, self._l2, n_threads
@@ -542,7 +560,10 @@ class Trainer:
 
         start = perf_counter()
         state = copy.deepcopy(self._lbfgs)
-        x, loss = optimizer.iterate(objective, model.parameters.astype(np.float64), state)
+        try:
+            x, loss = optimizer.iterate(objective, model.parameters.astype(np.float64), state)
+        except _Stopped:
+            return  # the model is where the iteration began
         if not (np.isfinite(loss) and np.isfinite(x).all()):
             raise self._divergence(0, history)
         if self._l2:

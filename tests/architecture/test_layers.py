@@ -22,7 +22,7 @@ ROOMS = [
     ["mlp", "perceptron"],
     ["schedules", "callbacks", "history"],
     ["trainer"],
-    ["rate_finder", "config"],
+    ["rate_finder", "config", "many"],
     ["sklearn", "_pictures"],
     ["cli"],
     ["__main__"],

@@ -29,7 +29,7 @@ CHILD = """
 import json, signal, sys, time
 import numpy as np
 import fastnn
-from fastnn import LBFGS, MLP, Perceptron, Trainer, rng
+from fastnn import LBFGS, MLP, Perceptron, Trainer, rng, train_many
 from fastnn.backends import _native
 
 # a shell may have started us with signals ignored
@@ -112,6 +112,32 @@ def lbfgs():
 
     return call, check
 
+def many():
+    X = generator.normal(size=(500, 32)).astype(np.float32)
+    y = generator.normal(size=(500, 10)).astype(np.float32)
+    starts = [MLP([32, 64, 10], activation="tanh", seed=s) for s in range(5)]
+    trainers = [Trainer(start.copy(), seed=2) for start in starts]
+
+    def check():
+        steps = [check_step(*pair, X, y) for pair in zip(trainers, starts)]
+        assert sum(n > 0 for n in steps) == 3, steps  # the rest was not begun
+        return max(steps)
+
+    return lambda: train_many(trainers, X, y, epochs=EVER, n_threads=3), check
+
+def many_lbfgs():
+    X = generator.normal(size=(20_000, 64)).astype(np.float32)
+    y = generator.integers(0, 3, len(X))
+    models = [MLP([64, 128, 3], activation="tanh", output="softmax", seed=s) for s in range(3)]
+    trainers = [Trainer(model, optimizer=LBFGS(), seed=0) for model in models]
+
+    def check():
+        assert all(trainer.epoch == len(trainer.history) for trainer in trainers)
+        assert all(np.isfinite(trainer.model.parameters).all() for trainer in trainers)
+        return trainers[0].epoch
+
+    return lambda: train_many(trainers, X, y, epochs=EVER, n_threads=2), check
+
 CASES = {
     "fit, tiny steps": lambda: fitting([2, 4, 1], 50, batch_size=1, n_threads=1),
     "fit, mini-batches": lambda: fitting([32, 64, 10], 2000, n_threads=2),
@@ -128,7 +154,9 @@ CASES = {
     "loss_and_gradient": lambda: reading("loss_and_gradient"),
     "perceptron": lambda: perceptron(2000, 50),
     "perceptron, long epochs": lambda: perceptron(200_000, 40),
-    "lbfgs": lbfgs,
+    "lbfgs": lambda: lbfgs(),
+    "many": lambda: many(),
+    "many, lbfgs": lambda: many_lbfgs(),
 }
 
 for line in sys.stdin:
@@ -216,9 +244,9 @@ def check_interrupts(child, case):
 @pytest.mark.parametrize("case", CASES)
 def test_ctrl_c(child, case):  # T12
     steps = check_interrupts(child, case)
-    if case in ("fit, tiny steps", "fit, mini-batches", "fit, watched", "fit, large model"):
+    if case in ("fit, tiny steps", "fit, mini-batches", "fit, watched", "fit, large model", "many"):
         assert max(steps) > 0  # it was in the middle of something
-    elif not case.startswith(("fit", "lbfgs")):
+    elif not case.startswith(("fit", "lbfgs", "many")):
         assert steps == [0] * len(steps)  # the model is as it was
 
 
@@ -281,7 +309,7 @@ def test_a_handler_of_the_user(run_script):  # T12
     run_script("""
 import gc, os, signal, threading, time, weakref
 import numpy as np
-from fastnn import MLP, Trainer
+from fastnn import MLP, Trainer, train_many
 
 class Alarm(Exception):
     pass
@@ -298,8 +326,10 @@ X = np.ones((3000, 16), np.float32)
 big = np.ones((100_000, 64), np.float32)
 model, wide = MLP([16, 32, 2], seed=0), MLP([64, 1024, 1024, 8], seed=0)
 trainer = Trainer(model, seed=0)
+many = [Trainer(MLP([16, 32, 2], seed=s), seed=s) for s in range(3)]
 for call in (
     lambda: trainer.fit(X, X[:, :2], epochs=10**9),
+    lambda: train_many(many, X, X[:, :2], epochs=10**9, n_threads=2),
     lambda: wide.predict(big),
     lambda: Trainer(wide).evaluate(big, big[:, :8]),
 ):
@@ -315,7 +345,7 @@ for call in (
     trainer.fit(X, X[:, :2], epochs=1)  # nothing left over
     model.predict(X)
 gc.collect()
-assert len(alarms) == 3 and not any(alarm() for alarm in alarms), "exceptions are kept"
+assert len(alarms) == 4 and not any(alarm() for alarm in alarms), "exceptions are kept"
 """)
 
 
