@@ -69,6 +69,8 @@ def train(
     first_epoch: int,
     n_threads: int,
     stop: np.ndarray,
+    step_l2: np.ndarray | None = None,
+    step_record: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int, int, str, int, int, BaseException | None]: ...
 def loss_and_gradient(
     plan: NativePlan,

@@ -529,6 +529,8 @@ cdef struct Run:
     Py_ssize_t n_scalars
     const double *scalars          # a row for each step
     double l2, clip_norm           # clip_norm < 0: none
+    const double *step_l2          # of each step, in place of l2; or NULL
+    double *step_record            # (n_steps, 2): mean loss of the batch, sum of squared weights before it; or NULL
     DropoutKey key
     char *parameters
     char *slots[2]
@@ -607,8 +609,8 @@ cdef void copy_state(Run *run, bint restore) noexcept nogil:
             memcpy(run.snapshot + (s + 1) * n_bytes, run.slots[s], n_bytes)
 
 
-cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const double *scalars, int t, int n_threads,
-                    void *scratch) noexcept nogil:
+cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const double *scalars, double l2, int t,
+                    int n_threads, void *scratch) noexcept nogil:
     """This thread's tiles of all layers: their gradients over the chunk, and the update where it is due."""
     cdef const Network *net = run.net
     cdef Py_ssize_t l, item = net.item_bytes, begin, end, before = 0, cost, lo, hi
@@ -638,7 +640,7 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         job.accumulate = not first
         job.optimizer = run.optimizer if update else -1
         job.scalars = scalars
-        job.l2 = run.l2
+        job.l2 = l2
         job.weights = layer.weights
         job.bias = layer.bias
         job.weight_a = run.slots[0] + layer.weight_at * item if run.n_slots > 0 else NULL
@@ -657,7 +659,8 @@ cdef inline Py_ssize_t unit_at(Py_ssize_t work, Py_ssize_t units, Py_ssize_t cos
     return <Py_ssize_t>((<double>work / <double>cost) * <double>units)
 
 
-cdef void clip_and_update(Run *run, const double *scalars, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+cdef void clip_and_update(Run *run, const double *scalars, double l2, int t, int n_threads,
+                          fnn_barrier *barrier) noexcept nogil:
     """Scale the whole gradient to the norm allowed, then update. The l2 term is part of what is measured."""
     cdef const Network *net = run.net
     cdef Py_ssize_t l, item = net.item_bytes, begin, end
@@ -666,8 +669,8 @@ cdef void clip_and_update(Run *run, const double *scalars, int t, int n_threads,
     if t == 0:
         for l in range(net.n_layers):
             layer = &run.w.layers[l]
-            if run.l2 != 0:
-                net.k.add_scaled(layer.fan_in * layer.fan_out, run.l2, layer.weights,
+            if l2 != 0:
+                net.k.add_scaled(layer.fan_in * layer.fan_out, l2, layer.weights,
                                  run.gradient + layer.weight_at * item)
         norm = net.k.sum_of_squares(net.n_parameters, run.gradient) ** 0.5
         run.clip_factor = run.clip_norm / norm if norm > run.clip_norm else 1.0
@@ -683,6 +686,15 @@ cdef void clip_and_update(Run *run, const double *scalars, int t, int n_threads,
     fnn_barrier_wait(barrier)
 
 
+cdef double squared_weights(const Workspace *w, const Network *net) noexcept nogil:
+    """The sum of the squares of all weights, biases left out."""
+    cdef Py_ssize_t l
+    cdef double total = 0
+    for l in range(net.n_layers):
+        total += net.k.sum_of_squares(w.layers[l].fan_in * w.layers[l].fan_out, w.layers[l].weights)
+    return total
+
+
 cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
     """What each thread of a training call does. Threads meet at barriers; every branch is taken by all or none."""
     cdef Run *run = <Run *>context
@@ -696,7 +708,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
     cdef Py_ssize_t step = 0
     cdef const int64_t *order
     cdef const double *scalars
-    cdef double total_weight, epoch_weight, epoch_loss, weight, began
+    cdef double total_weight, epoch_weight, epoch_loss, batch_loss, weight, began, l2
     cdef fnn_loss loss = run.loss
     cdef bint update = run.optimizer >= 0, clip = run.clip_norm >= 0, done, moves
     key = &epoch_key if net.has_dropout and update else NULL
@@ -721,6 +733,11 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
             moves = total_weight > 0
             loss.total_weight = total_weight if moves else 1
             scalars = run.scalars + step * run.n_scalars if update else NULL
+            l2 = run.step_l2[step] if run.step_l2 != NULL else run.l2
+            batch_loss = 0
+            # Nobody writes to the weights before the next barrier.
+            if t == 0 and run.step_record != NULL:
+                run.step_record[2 * step + 1] = squared_weights(w, net)
             chunk = start
             while chunk < stop:
                 n = least(w.rows, stop - chunk)
@@ -744,6 +761,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                     weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
                     if weight != 0:
                         epoch_loss += weight * w.row_loss[r]
+                        batch_loss += weight * w.row_loss[r]
                 if not isfinite(epoch_loss):
                     if t == 0:
                         run.status = DIVERGED
@@ -755,7 +773,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                         return
                 # tiles: gradient, update
                 if not run.loss_only and moves:
-                    gradients(run, n, chunk == start, done and update and not clip, scalars, t, n_threads, scratch)
+                    gradients(run, n, chunk == start, done and update and not clip, scalars, l2, t, n_threads, scratch)
                 if t == 0:
                     look_around(run)
                     if done and not clip:
@@ -765,11 +783,13 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                     return
                 chunk += n
             if clip and moves and update:
-                clip_and_update(run, scalars, t, n_threads, barrier)
+                clip_and_update(run, scalars, l2, t, n_threads, barrier)
             if clip and t == 0:
                 run.steps_done = step + 1
             if run.quit:
                 return
+            if t == 0 and run.step_record != NULL:
+                run.step_record[2 * step] = batch_loss / loss.total_weight
             epoch_weight += total_weight
             batch += 1
             step += 1
@@ -844,8 +864,12 @@ cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_thre
 
 def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double loss_parameter, parameters, slots,
           int optimizer, scalars, orders, Py_ssize_t batch_size, Py_ssize_t n_epochs, double l2, clip_norm,
-          uint64_t dropout_seed, uint32_t dropout_stream, uint64_t first_epoch, int n_threads, stop):
+          uint64_t dropout_seed, uint32_t dropout_stream, uint64_t first_epoch, int n_threads, stop, step_l2=None,
+          step_record=None):
     """Train whole epochs in place.
+
+    step_l2 (n_steps,) replaces l2; step_record (n_steps, 2) takes each batch's mean loss, and the sum of the squared
+    weights before it. Both float64 or None.
 
     Returns (losses, seconds, epochs_done, steps_done, status, epoch, batch, exception); see backends.base.TrainResult.
     """
@@ -877,6 +901,8 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     for s in range(run.n_slots):
         run.slots[s] = slot_memory + s * plan.net.n_parameters * plan.net.item_bytes
     run.l2 = l2
+    run.step_l2 = <const double *>buffers.flat(step_l2, FNN_KIND_F64, steps, False, "step_l2")
+    run.step_record = <double *>buffers.flat(step_record, FNN_KIND_F64, 2 * steps, True, "step_record")
     run.clip_norm = -1 if clip_norm is None else clip_norm
     run.key.seed = dropout_seed
     run.key.stream = dropout_stream

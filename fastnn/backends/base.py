@@ -70,6 +70,11 @@ class TrainJob:
         orders[0].
     n_threads : int
     stop : StopFlag
+    step_l2 : ndarray of shape (n_steps,), float64, or None
+        The l2 of each update, in place of `l2`.
+    step_record : ndarray of shape (n_steps, 2), float64, or None
+        Written where given: the mean data loss of each update's batch, and the sum of the squared
+        weights before the update. What it holds of an unfinished or diverged epoch is undefined.
     """
 
     X: np.ndarray
@@ -88,6 +93,8 @@ class TrainJob:
     first_epoch: int = 0
     n_threads: int = 1
     stop: StopFlag = field(default_factory=StopFlag)
+    step_l2: np.ndarray | None = None
+    step_record: np.ndarray | None = None
 
 
 @dataclass

@@ -154,6 +154,8 @@ class NativeBackend(Backend):
                 job.first_epoch,
                 job.n_threads,
                 job.stop.flag,
+                job.step_l2,
+                job.step_record,
             )
         )
 

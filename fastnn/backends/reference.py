@@ -251,9 +251,13 @@ class ReferenceBackend(Backend):
             else None
             for layer, rate in enumerate(plan.dropout)
         ]
+        l2 = job.l2 if job.step_l2 is None else job.step_l2[step]
         value, g = self._gradient(
-            plan, parameters, job.X[rows], job.y[rows], weight, job.loss, job.l2, masks
+            plan, parameters, job.X[rows], job.y[rows], weight, job.loss, l2, masks
         )
+        if job.step_record is not None:
+            weights = [W.astype(np.float64) for W in plan.views(parameters)[0]]
+            job.step_record[step] = value, sum(float((W * W).sum()) for W in weights)
         if total_weight == 0 or not np.isfinite(value):
             return value * total_weight
         if job.clip_norm is not None:

@@ -224,6 +224,56 @@ def check_equal(got, expected):
     np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.7])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_l2_and_records_of_each_step(backend_name, clip_norm, weighted, n_threads):
+    """A training with one l2 per step is the chain of trainings of one step each."""
+    plan, optimizer = make_plan(), Adam(learning_rate=0.03)
+    backend, weight = get_backend(backend_name), WEIGHT if weighted else None
+    orders = orders_of(2)
+    batches = [order[at : at + 4] for order in orders for at in range(0, N_ROWS, 4)]
+    step_l2 = np.linspace(0.0, 0.5, len(batches))
+    record = np.full((len(batches), 2), np.nan)
+    parameters, slots = start(plan), make_slots(plan, optimizer)
+    job = make_job(
+        plan,
+        optimizer,
+        n_epochs=2,
+        orders=orders,
+        weight=weight,
+        clip_norm=clip_norm,
+        n_threads=n_threads,
+        l2=99.0,  # step_l2 takes its place
+        step_l2=step_l2,
+        step_record=record,
+    )
+    result = backend.train(plan, parameters, slots, job)
+    assert result.status == "done"
+
+    by_hand, hand_slots = start(plan), make_slots(plan, optimizer)
+    for step, rows in enumerate(batches):
+        squares = sum(float((W**2).sum()) for W in plan.views(by_hand)[0])
+        share = None if weight is None else weight[rows]
+        loss = backend.loss(plan, by_hand, X[rows], Y[rows], share, LOSSES["squared_error"], 1)
+        np.testing.assert_allclose(record[step], [loss, squares], rtol=1e-12)
+        one = replace(
+            job,
+            X=X[rows],
+            y=Y[rows],
+            weight=share,
+            orders=None,
+            n_epochs=1,
+            scalars=job.scalars[step : step + 1],
+            l2=float(step_l2[step]),
+            step_l2=None,
+            step_record=None,
+        )
+        backend.train(plan, by_hand, hand_slots, one)
+    np.testing.assert_allclose(parameters, by_hand, rtol=1e-10, atol=1e-12)
+    assert not np.allclose(parameters, start(plan))
+
+
 def test_a_weight_of_two_is_a_row_twice(backend_name):  # case W3
     weight = np.ones(N_ROWS)
     weight[3] = 2
