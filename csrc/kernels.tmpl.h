@@ -8,6 +8,7 @@
 #include "loss.tmpl.h"
 #include "random.tmpl.h"
 #include "perceptron.tmpl.h"
+#include "peak.tmpl.h"
 
 #define SLOT(ret, name, args) .name = N(name),
 const fnn_kernels N(fnn_kernels) = {

@@ -44,3 +44,4 @@
 #undef GROUP
 #undef CORRECT
 #undef ROWS_OF_LOSS
+#undef CHAINS

@@ -255,7 +255,10 @@ static void layers(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width) {
     uint64_t *draws = get((size_t)blocks * 2 * sizeof *draws);
     k->shuffle_draws(draw(), 3, (uint64_t)width, blocks, draws);
     say("shuffle_draws", "", blocks, 0, 0, hashed(START, draws, (size_t)blocks * 2 * sizeof *draws));
-    free(samples), free(factor), free(x), free(draws);
+    void *chains = filled(24 * 16, -1, 1); /* room for every instruction set's, and as many draws for all */
+    k->fma_chains(n, chains);
+    say("fma_chains", "", n, 0, 0, hashed_reals(START, chains, 24)); /* there are at least so many */
+    free(samples), free(factor), free(x), free(draws), free(chains);
 }
 
 static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width) {

@@ -222,6 +222,11 @@ def perceptron_rows(k, rng, lengths):
             )
 
 
+@sweep("fma_chains")
+def fma_chains(k, rng, lengths):
+    check(k, "fma_chains", 5, rng.standard_normal(k.fma_chains(0)))
+
+
 def check(kernels, slot, *args, **kwargs):
     """Call the slot in the kernels' memory and in ordinary memory: the same bits."""
     ordinary = Kernels(kernels.isa, kernels.dtype.name)

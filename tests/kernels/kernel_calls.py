@@ -59,6 +59,7 @@ SIGNATURES = {
     "perceptron_rows": (
         *(size, pointer, size, size, size, pointer, double, pointer, pointer, pointer),
     ),
+    "fma_chains": (size, size, pointer),
 }
 
 
@@ -522,3 +523,11 @@ class Kernels:
             *(address(w), address(bias), self.scratch(n)),
         )
         return mistakes, *self.done(w, bias)
+
+    def fma_chains(self, n_rounds, x=None):
+        """The values after so many rounds; without x, how many values there are."""
+        if x is None:
+            return self.slots["fma_chains"](0, None)
+        x_ = self.array(x)
+        assert self.slots["fma_chains"](n_rounds, address(x_)) == x_.size
+        return self.done(x_)

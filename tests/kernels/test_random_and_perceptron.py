@@ -118,3 +118,17 @@ def test_perceptron_decides_at_zero(kernels):
     ]:
         got, _, _ = kernels.perceptron_rows([[x]], [[target]], 1.0, [[1.0]], [0.0])
         assert got == mistakes, (x, target)
+
+
+def test_fma_chains(kernels, misaligned, rng):
+    """x = x / 2 + 1 / 2 in every value, whole vectors of them."""
+    n = kernels.fma_chains(0)
+    assert n % kernels.lanes == 0
+    x = rng.standard_normal(n).astype(kernels.dtype)
+    for n_rounds in (0, 1, 2, 9):
+        expected = x
+        for _ in range(n_rounds):
+            expected = expected * kernels.dtype.type(0.5) + kernels.dtype.type(0.5)
+        for k in (kernels, misaligned):
+            # a half of x is exact, so that one rounding and two are the same
+            assert same_bits(k.fma_chains(n_rounds, x), expected)
