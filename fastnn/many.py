@@ -19,6 +19,7 @@ __all__ = ["train_many"]
 # Between two looks for Ctrl-C on systems where a waiting thread does not hear it (Windows).
 LOOK_SECONDS = 0.05
 STOP_SECONDS = 0.005
+SHOWN_ERRORS = 8
 
 
 def train_many(
@@ -140,11 +141,14 @@ def _check_data(trainers: list[Trainer], X: Any, y: Any) -> list[Data]:
 
 
 def _first_error(errors: dict[int, BaseException], n_trainers: int) -> BaseException:
-    first = errors[min(errors)]
-    others = n_trainers - len(errors)
-    first.add_note(f"{len(errors)} of {n_trainers} trainers failed; {others} are done:")
-    for i in sorted(errors):
+    failed = sorted(errors)
+    first = errors[failed[0]]
+    done = n_trainers - len(failed)
+    first.add_note(f"{len(failed)} of {n_trainers} trainers failed; {done} are done:")
+    for i in failed[:SHOWN_ERRORS]:
         first.add_note(f"trainers[{i}]: {type(errors[i]).__name__}: {errors[i]}")
+    if len(failed) > SHOWN_ERRORS:
+        first.add_note(f"and trainers {failed[SHOWN_ERRORS:]}")
     return first
 
 

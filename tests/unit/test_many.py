@@ -227,6 +227,15 @@ def test_one_that_fails_does_not_lose_the_others(n_threads):
     assert notes[1].endswith("no rate")
 
 
+def test_when_many_fail_the_notes_stay_short():
+    with pytest.raises(DivergenceError) as caught:
+        train_many([diverging() for _ in range(11)], X, Y, epochs=40)
+    notes = caught.value.__notes__
+    assert notes[0] == "11 of 11 trainers failed; 0 are done:"
+    assert len(notes) == 10
+    assert notes[-1] == "and trainers [8, 9, 10]"
+
+
 def test_a_model_that_is_being_trained_elsewhere():
     busy, free = regression(0), regression(1)
     inside, done = threading.Event(), threading.Event()
