@@ -150,8 +150,8 @@ typedef struct {
 /* dst[i, :] = x[samples[i], :] converted to the dtype (samples NULL: rows first, first + 1, ...). ldd in elements. */
 void fnn_gather(const fnn_array *x, const int64_t *samples, ptrdiff_t first, ptrdiff_t n_rows, int dtype, void *dst,
                 ptrdiff_t ldd);
-/* First row from `begin` (below `end`) with a value that is not finite in the dtype; `end` where all are. */
-ptrdiff_t fnn_first_bad_row(const fnn_array *x, ptrdiff_t begin, ptrdiff_t end, int dtype);
+/* First index from `begin` (below `end`) of a row, samples[i] or i, with a value that is not finite in the dtype; `end` where all are. */
+ptrdiff_t fnn_first_bad_row(const fnn_array *x, const int64_t *samples, ptrdiff_t begin, ptrdiff_t end, int dtype);
 /* Whether kernels may read the rows of x in place. */
 int fnn_in_place(const fnn_array *x, int dtype);
 
@@ -176,6 +176,7 @@ void fnn_run(fnn_task task, void *context, int n_threads, int may_spin);
 void fnn_barrier_wait(fnn_barrier *barrier);
 /* A flag that another thread may set at any time. */
 int fnn_flag_get(const int32_t *flag);
+void fnn_flag_set(int32_t *flag);
 /* The next n items of work that threads share: their first index. */
 ptrdiff_t fnn_take(ptrdiff_t *next, ptrdiff_t n);
 /* Seconds on a clock that never goes back. */

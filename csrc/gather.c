@@ -84,10 +84,10 @@ int fnn_in_place(const fnn_array *x, int dtype) {
         if (worst != 0) return i;                                                                                      \
     }
 
-ptrdiff_t fnn_first_bad_row(const fnn_array *x, ptrdiff_t begin, ptrdiff_t end, int dtype) {
+ptrdiff_t fnn_first_bad_row(const fnn_array *x, const int64_t *samples, ptrdiff_t begin, ptrdiff_t end, int dtype) {
     if (x->kind != FNN_KIND_F32 && x->kind != FNN_KIND_F64) return end;
     for (ptrdiff_t i = begin; i < end; i++) {
-        const char *row = x->data + i * x->row_stride_bytes;
+        const char *row = x->data + (samples ? samples[i] : i) * x->row_stride_bytes;
         if (x->kind == FNN_KIND_F32) {
             FINITE_RUN(float, 0)
         } else if (dtype == FNN_F64) {

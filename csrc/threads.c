@@ -184,6 +184,10 @@ int fnn_flag_get(const int32_t *flag) {
     return __atomic_load_n(flag, __ATOMIC_RELAXED) != 0;
 }
 
+void fnn_flag_set(int32_t *flag) {
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+}
+
 double fnn_seconds(void) {
 #if defined(_WIN32)
     LARGE_INTEGER now, frequency;

@@ -24,6 +24,7 @@ from fastnn.validation import (
     check_real,
     check_sample_weight,
     check_X,
+    raise_not_finite,
     resolve_seed,
 )
 
@@ -474,14 +475,25 @@ def _predict(
     backend: Backend, plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray | None
 ) -> np.ndarray:
     """`MLP.predict` for every kind of argument; a backend may put a faster way before it."""
-    X = check_X(X, plan.n_features, plan.dtype, allow_1d=True)
+    # A result of our own may be thrown away half written; `out` belongs to the caller.
+    late = out is None and backend.checks_rows
+    X = check_X(X, plan.n_features, plan.dtype, allow_1d=True, finite=not late)
     shape = (*X.shape[:-1], plan.n_outputs)
     if out is None:
         out = np.empty(shape, plan.dtype)
     else:
         check_out(out, shape, plan.dtype, X, parameters)
-    rows = X.reshape(-1, plan.n_features) if X.ndim == 1 else X
-    backend.predict(plan, parameters, rows, out.reshape(-1, plan.n_outputs), resolve_n_threads())
+    arguments = (
+        plan,
+        parameters,
+        X.reshape(-1, plan.n_features) if X.ndim == 1 else X,
+        out.reshape(-1, plan.n_outputs),
+        resolve_n_threads(),
+    )
+    if not late:
+        backend.predict(*arguments)
+    elif not backend.predict_checked(*arguments):
+        raise_not_finite(X, "X", plan.dtype)
     return out
 
 
@@ -536,10 +548,14 @@ def check_data(
     sample_weight: Any,
     *,
     allow_all_zero: bool = False,
+    finite: bool = True,
     names: tuple[str, str, str] = ("X", "y", "sample_weight"),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Rows, targets and weights as the backends take them; at least one row."""
-    X = check_X(X, plan.n_features, plan.dtype, name=names[0])
+    """Rows, targets and weights as the backends take them; at least one row.
+
+    With ``finite=False`` the backend looks for NaN and infinity in X.
+    """
+    X = check_X(X, plan.n_features, plan.dtype, name=names[0], finite=finite)
     if not len(X):
         raise ValueError(f"{names[0]} has no rows, but at least one is needed")
     y = encode_targets(loss, y, len(X), plan.n_outputs, plan.dtype, name=names[1])

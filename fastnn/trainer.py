@@ -36,6 +36,7 @@ from fastnn.validation import (
     check_flag,
     check_int,
     check_real,
+    raise_not_finite,
     resolve_seed,
 )
 
@@ -304,7 +305,8 @@ class Trainer:
         epochs = check_int(epochs, "epochs", low=0)
         progress = check_flag(progress, "progress")
         callbacks = _check_callbacks(callbacks)
-        data = check_data(self._model.plan, self._loss, X, y, sample_weight)
+        late = self._checks_rows_late()
+        data = check_data(self._model.plan, self._loss, X, y, sample_weight, finite=not late)
         validation = self._check_validation_data(validation_data)
         n_threads = resolve_n_threads(self._n_threads)
         return self._fit(data, epochs, n_threads, validation, callbacks, progress)
@@ -440,6 +442,12 @@ class Trainer:
         finally:
             self._model._training.release()
 
+    def _checks_rows_late(self) -> bool:
+        """Whether the backend looks for NaN and infinity in X as it trains the first epoch."""
+        return (
+            not isinstance(self._optimizer, LBFGS) and get_backend(self._model.backend).checks_rows
+        )
+
     def _run_epochs(self, data: Data, n_epochs: int, n_threads: int, history: History) -> None:
         """Train for up to `n_epochs`, in one call of the backend."""
         n = len(data[0])
@@ -459,6 +467,7 @@ class Trainer:
             stream=FIT_STREAM,
             n_threads=n_threads,
             records=(history, self.history),
+            check_rows=len(history) == 0 and self._checks_rows_late(),
         )
 
     def _train(
@@ -471,6 +480,7 @@ class Trainer:
         stream: int,
         n_threads: int,
         records: Sequence[History] = (),
+        check_rows: bool = False,
     ) -> np.ndarray:
         """One call of the backend, and the books after it: both happen, or neither.
 
@@ -497,13 +507,15 @@ class Trainer:
             first_epoch=self._epoch if stream == FIT_STREAM else self._n_step_calls,
             n_threads=n_threads,
             stop=self._stop,
+            check_rows=check_rows,
         )
         backend = get_backend(self._model.backend)
         with _interrupts_stop(self._stop):
             result = backend.train(self._model.plan, self._model.parameters, self._slots, job)
             n_done = result.epochs_done
-            # A diverged epoch was undone as a whole; of a stopped one the steps made count.
-            n_steps = n_done * n_batches if result.status == "diverged" else result.steps_done
+            # A bad epoch was undone as a whole; of a stopped one the steps made count.
+            undone = result.status in ("diverged", "bad rows")
+            n_steps = n_done * n_batches if undone else result.steps_done
             if n_steps < len(rates):
                 counters = self._optimizer.step_scalars(self._counters, rates[:n_steps])[1]
             self._counters = counters
@@ -520,6 +532,8 @@ class Trainer:
                 )
         if result.exception is not None:
             raise result.exception
+        if result.status == "bad rows":
+            raise_not_finite(X, "X", self._model.plan.dtype)
         if result.status == "diverged":
             raise self._divergence(result.batch, records[0] if records else None)
         return result.losses

@@ -15,7 +15,7 @@ import operator
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -31,6 +31,7 @@ __all__ = [
     "check_real",
     "check_sample_weight",
     "describe",
+    "raise_not_finite",
     "resolve_seed",
 ]
 
@@ -239,7 +240,12 @@ def _objects_to_float64(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_X(
-    X: Any, n_features: int | None, dtype: np.dtype, name: str = "X", allow_1d: bool = False
+    X: Any,
+    n_features: int | None,
+    dtype: np.dtype,
+    name: str = "X",
+    allow_1d: bool = False,
+    finite: bool = True,
 ) -> np.ndarray:
     """Rows of features as an array that the backends may read in place.
 
@@ -255,6 +261,8 @@ def check_X(
         The model's.
     allow_1d : bool
         Whether one row of shape (n_features,) is accepted too; it comes back 1-D.
+    finite : bool
+        False leaves the search for NaN and infinity to a backend that looks as it reads.
 
     Raises
     ------
@@ -275,7 +283,8 @@ def check_X(
             f"{name} has {X.shape[-1]} features, but this model was built for {n_features} "
             "(layer_sizes[0])"
         )
-    check_finite(X, name, dtype)
+    if finite:
+        check_finite(X, name, dtype)
     return X
 
 
@@ -293,6 +302,15 @@ def check_finite(array: np.ndarray, name: str, dtype: np.dtype) -> None:
                 f"{name} contains {what} at {_place(at)}: remove or replace such entries, or "
                 "scale the column"
             )
+
+
+def raise_not_finite(array: np.ndarray, name: str, dtype: np.dtype) -> NoReturn:
+    """Raise for a number that a backend met and that was not finite."""
+    check_finite(array, name, dtype)
+    raise ValueError(
+        f"{name} held a number that is not finite while it was read, and does no longer: do not "
+        "change it meanwhile"
+    )
 
 
 def _finite(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -71,6 +71,7 @@ def train(
     stop: np.ndarray,
     step_l2: np.ndarray | None = None,
     step_record: np.ndarray | None = None,
+    check_rows: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, int, int, str, int, int, BaseException | None]: ...
 def loss_and_gradient(
     plan: NativePlan,

@@ -230,7 +230,7 @@ def all_finite(array, bint is_float32):
     cdef Py_ssize_t bad
     describe(buffers.get(array, False), &a)
     with nogil:
-        bad = fnn_first_bad_row(&a, 0, a.n_rows, FNN_F32 if is_float32 else FNN_F64)
+        bad = fnn_first_bad_row(&a, NULL, 0, a.n_rows, FNN_F32 if is_float32 else FNN_F64)
     return bad == a.n_rows
 
 
@@ -512,8 +512,9 @@ cdef enum Status:
     STOPPED
     INTERRUPTED
     DIVERGED
+    BAD_ROWS
 
-STATUS_NAMES = ("done", "stopped", "interrupted", "diverged")
+STATUS_NAMES = ("done", "stopped", "interrupted", "diverged", "bad rows")
 
 
 cdef struct Run:
@@ -531,6 +532,8 @@ cdef struct Run:
     double l2, clip_norm           # clip_norm < 0: none
     const double *step_l2          # of each step, in place of l2; or NULL
     double *step_record            # (n_steps, 2): mean loss of the batch, sum of squared weights before it; or NULL
+    bint check                     # look for NaN and infinity in the rows of the first epoch
+    int32_t bad                    # set by the thread that finds one
     DropoutKey key
     char *parameters
     char *slots[2]
@@ -748,6 +751,9 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                 for r in range(r0, r1):
                     w.samples[r] = order[chunk + r] if order != NULL else chunk + r
                 if r1 > r0:
+                    if run.check and epoch == 0:
+                        if fnn_first_bad_row(&run.x, w.samples, r0, r1, net.dtype) < r1:
+                            fnn_flag_set(&run.bad)
                     point_rows(w, net, &run.x, run.gather, r0, r1)
                     forward(w, net, r0, r1, key, False, scratch)
                     at = r0 * last.ld * net.item_bytes
@@ -756,6 +762,11 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                     if not run.loss_only:
                         backward(w, net, r0, r1, key != NULL, scratch)
                 fnn_barrier_wait(barrier)
+                if run.check and epoch == 0 and fnn_flag_get(&run.bad):
+                    if t == 0:
+                        run.status = BAD_ROWS
+                        copy_state(run, True)
+                    return
                 # every thread sums the losses, row after row through the epoch: all see the same number
                 for r in range(n):
                     weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
@@ -865,11 +876,12 @@ cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_thre
 def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double loss_parameter, parameters, slots,
           int optimizer, scalars, orders, Py_ssize_t batch_size, Py_ssize_t n_epochs, double l2, clip_norm,
           uint64_t dropout_seed, uint32_t dropout_stream, uint64_t first_epoch, int n_threads, stop, step_l2=None,
-          step_record=None):
+          step_record=None, bint check_rows=False):
     """Train whole epochs in place.
 
     step_l2 (n_steps,) replaces l2; step_record (n_steps, 2) takes each batch's mean loss, and the sum of the squared
-    weights before it. Both float64 or None.
+    weights before it. Both float64 or None. With check_rows, a row that is not finite ends the first epoch with the
+    status "bad rows", everything as it was.
 
     Returns (losses, seconds, epochs_done, steps_done, status, epoch, batch, exception); see backends.base.TrainResult.
     """
@@ -901,6 +913,7 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     for s in range(run.n_slots):
         run.slots[s] = slot_memory + s * plan.net.n_parameters * plan.net.item_bytes
     run.l2 = l2
+    run.check = check_rows
     run.step_l2 = <const double *>buffers.flat(step_l2, FNN_KIND_F64, steps, False, "step_l2")
     run.step_record = <double *>buffers.flat(step_record, FNN_KIND_F64, 2 * steps, True, "step_record")
     run.clip_norm = -1 if clip_norm is None else clip_norm
@@ -1035,7 +1048,7 @@ cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier
             return
         stop = least(at + p.rows_per_thread, n)
         if p.check:
-            bad = fnn_first_bad_row(&p.x, at, stop, p.net.dtype)
+            bad = fnn_first_bad_row(&p.x, NULL, at, stop, p.net.dtype)
             if bad < stop:
                 p.bad_row = bad  # any of them will do for the message
                 return
@@ -1288,7 +1301,7 @@ cdef class Predictor:
         cdef Layer *last
         cdef Py_ssize_t begin = 0, n, r, row_bytes = net.n_outputs * net.item_bytes
         cdef Py_ssize_t rows = least(PREDICT_ROWS, x.n_rows)
-        if fnn_first_bad_row(x, 0, x.n_rows, net.dtype) < x.n_rows:
+        if fnn_first_bad_row(x, NULL, 0, x.n_rows, net.dtype) < x.n_rows:
             return 2
         if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, False, False) != 0:
             return 2

@@ -70,6 +70,9 @@ class TrainJob:
         orders[0].
     n_threads : int
     stop : StopFlag
+    check_rows : bool
+        Nobody has looked for NaN and infinity in X: the backend does, in the first epoch. Only
+        for backends with `checks_rows`.
     step_l2 : ndarray of shape (n_steps,), float64, or None
         The l2 of each update, in place of `l2`.
     step_record : ndarray of shape (n_steps, 2), float64, or None
@@ -93,6 +96,7 @@ class TrainJob:
     first_epoch: int = 0
     n_threads: int = 1
     stop: StopFlag = field(default_factory=StopFlag)
+    check_rows: bool = False
     step_l2: np.ndarray | None = None
     step_record: np.ndarray | None = None
 
@@ -110,7 +114,8 @@ class TrainResult:
     epochs_done : int
     steps_done : int
         Updates made, counting those of an unfinished epoch.
-    status : "done", "stopped", "interrupted" or "diverged"
+    status : "done", "stopped", "interrupted", "diverged" or "bad rows"
+        "bad rows": a row is not finite (see `TrainJob.check_rows`), and nothing has changed.
     epoch, batch : int
         Where it diverged, counted from 0 within this call.
     exception : BaseException or None
@@ -136,11 +141,25 @@ class Backend(ABC):
 
     name: str
 
+    checks_rows = False
+    """Whether `train` and `predict_checked` look for NaN and infinity as they read the rows, which
+    spares a pass over X."""
+
     @abstractmethod
     def predict(
         self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int
     ) -> np.ndarray:
         """Write the outputs after the output link into out, (n, n_outputs), and return it."""
+
+    def predict_checked(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int
+    ) -> bool:
+        """`predict` for rows that nobody has checked; False where one is not finite."""
+        with np.errstate(over="ignore"):
+            if not np.isfinite(X.astype(plan.dtype, copy=False)).all():
+                return False
+        self.predict(plan, parameters, X, out, n_threads)
+        return True
 
     @abstractmethod
     def layer_outputs(

@@ -43,6 +43,7 @@ class NativeBackend(Backend):
     """See `fastnn.backends.base.Backend`; same bits for any number of threads and any batch."""
 
     name = "native"
+    checks_rows = True
 
     def predictor(
         self, plan: Any, parameters: np.ndarray, fallback: Callable[[Any, Any], np.ndarray]
@@ -56,6 +57,14 @@ class NativeBackend(Backend):
         outputs = [None] * (plan.n_layers - 1) + [out]
         _native.predict(_native_plan(plan), parameters, X, outputs, None, False, n_threads)
         return out
+
+    def predict_checked(
+        self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int
+    ) -> bool:
+        """`predict` for rows that nobody has checked; False where one is not finite."""
+        outputs = [None] * (plan.n_layers - 1) + [out]
+        bad = _native.predict(_native_plan(plan), parameters, X, outputs, None, True, n_threads)
+        return bad < 0
 
     def layer_outputs(
         self, plan: Any, parameters: np.ndarray, X: np.ndarray, n_threads: int
@@ -156,6 +165,7 @@ class NativeBackend(Backend):
                 job.stop.flag,
                 job.step_l2,
                 job.step_record,
+                job.check_rows,
             )
         )
 

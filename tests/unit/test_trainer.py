@@ -861,3 +861,36 @@ def test_lbfgs_finds_the_least_squares_solution(make):
     assert (np.diff(trainer.history.loss) <= 0).all()
     with pytest.raises(ValueError, match="LBFGS makes no single steps"):
         trainer.step(X, Y)
+
+
+@pytest.mark.parametrize("n_threads", [1, 8])
+@pytest.mark.parametrize("kind", ["in place", "gathered", "too large"])
+def test_a_bad_row_anywhere_undoes_the_first_epoch(backend_name, kind, n_threads):
+    """The rows are looked at as they are read; what came before the bad one is undone."""
+    X = np.random.default_rng(0).standard_normal((600, 5)).astype("float32")
+    y = (X[:, 0] > 0).astype(int)
+    model = MLP([5, 40, 2], output="softmax", seed=0, backend=backend_name)
+    trainer = Trainer(model, batch_size=64, seed=3, n_threads=n_threads)
+    trainer.fit(X, y, epochs=1)
+    before = model.parameters.copy(), trainer._slots.copy(), trainer.n_steps, trainer._counters
+    last = rng.permutation(600, 3, 1)[-1]  # the row that the epoch comes to last
+    bad = X if kind == "in place" else X.astype("float64")
+    bad[last, 4] = 1e39 if kind == "too large" else np.nan
+    with pytest.raises(ValueError, match=rf"row {last}, column 4"):
+        trainer.fit(bad, y, epochs=3)
+    assert np.array_equal(model.parameters, before[0])
+    assert np.array_equal(trainer._slots, before[1])
+    assert (trainer.n_steps, trainer._counters) == before[2:]
+    assert trainer.epoch == len(trainer.history) == 1
+
+
+def test_predictions_name_a_bad_row(backend_name):
+    X = np.zeros((3000, 4), "float32")
+    model = MLP([4, 30, 2], seed=0, backend=backend_name)
+    X[2777, 1] = np.inf
+    with pytest.raises(ValueError, match="row 2777, column 1"):
+        model.predict(X)
+    out = np.full((3000, 2), 7, "float32")
+    with pytest.raises(ValueError, match="row 2777, column 1"):
+        model.predict(X, out=out)
+    assert (out == 7).all()  # the caller's array is left alone
