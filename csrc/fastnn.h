@@ -1,7 +1,8 @@
 /* fastnn: the interface between the C kernels and the Cython driver. The only header that Cython sees.
  *
- * A kernel table holds one pointer per slot of kernels.def, for one instruction set and one dtype. dispatch.c fills
- * every slot with portable C and overwrites upward while the machine has more. */
+ * A kernel table holds one pointer per slot of kernels.def, for one instruction set and one dtype. Each isa_*.c
+ * compiles two complete tables, as a slot without a kernel does not compile; dispatch.c takes the best that the machine
+ * has. */
 #ifndef FASTNN_H
 #define FASTNN_H
 
