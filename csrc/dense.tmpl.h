@@ -473,13 +473,14 @@ static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, p
 }
 
 /* --- gradient ------------------------------------------------------------------------------------------------------ */
-/* Units of work of dense_gradient: blocks of W; for few outputs, panels of rows of W. */
+/* Units of work of dense_gradient: MR rows of W by a group of panels; for few outputs, panels of rows of W. Neighbours
+ * are computed together, a block at a time; units are small so that threads can share the work evenly. */
 static int N(gradient_is_narrow)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     return 2 * fan_out <= LANES && fan_in >= LANES;
 }
 static ptrdiff_t N(gradient_units)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     if (N(gradient_is_narrow)(fan_in, fan_out)) return (fan_in + NR - 1) / NR;
-    return ((fan_out + BLOCK_COLS - 1) / BLOCK_COLS) * ((fan_in + BLOCK_ROWS - 1) / BLOCK_ROWS);
+    return ((fan_out + BLOCK_COLS - 1) / BLOCK_COLS) * ((fan_in + MR - 1) / MR);
 }
 
 /* g[j] = sum over rows of delta[r, j]: the same chain as a row of inputs that are all 1. */
@@ -553,10 +554,11 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
     }
     /* a block of input columns, a block of the gradient, a bias gradient */
     REAL *columns = scratch, *block = columns + FNN_BLOCK * BLOCK_ROWS, *work = block + BLOCK_ROWS * BLOCK_COLS;
-    const ptrdiff_t n_blocks = (job->fan_in + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    for (ptrdiff_t u = unit_begin; u < unit_end; u++) {
-        ptrdiff_t group = u / n_blocks, q = u % n_blocks;
-        ptrdiff_t k0 = q * job->fan_in / n_blocks, k1 = (q + 1) * job->fan_in / n_blocks, height = k1 - k0;
+    const ptrdiff_t n_tiles = (job->fan_in + MR - 1) / MR;
+    for (ptrdiff_t u = unit_begin, n_units; u < unit_end; u += n_units) {
+        ptrdiff_t group = u / n_tiles, q = u % n_tiles;
+        n_units = N(least)(N(least)(BLOCK_ROWS / MR, n_tiles - q), unit_end - u);
+        ptrdiff_t k0 = q * job->fan_in / n_tiles, k1 = (q + n_units) * job->fan_in / n_tiles, height = k1 - k0;
         ptrdiff_t j0 = group * BLOCK_COLS, j1 = N(least)(j0 + BLOCK_COLS, job->fan_out);
         REAL *g = job->gradient ? (REAL *)job->gradient + k0 * job->fan_out + j0 : block;
         ptrdiff_t ldg = job->gradient ? job->fan_out : BLOCK_COLS;
