@@ -141,8 +141,11 @@ def _columns(rates: Array, *columns: Array | float) -> Array:
 
 
 def _running_product(start: float, factor: Array | float, n: int) -> Array:
-    """``start * factor, start * factor**2, ...``: n products, each from the one before."""
-    return np.cumprod(np.concatenate([[start], np.broadcast_to(factor, n)]))[1:]
+    """start * factor, start * factor**2, ... each from the one before: n products."""
+    products = np.empty(n + 1)
+    products[0] = start
+    products[1:] = factor
+    return np.multiply.accumulate(products)[1:]
 
 
 def _last(products: Array, start: float) -> float:
