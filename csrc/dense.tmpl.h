@@ -396,6 +396,19 @@ static void N(pack_weights)(ptrdiff_t fan_in, ptrdiff_t fan_out, ptrdiff_t begin
     N(pack_part)(fan_in, fan_out, begin, end, 0, fan_out, weights, packed);
 }
 
+/* The packed copy back into rows and columns. */
+static void N(unpack_weights)(ptrdiff_t fan_in, ptrdiff_t fan_out, const void *packed, void *weights) {
+    const REAL *panel = packed;
+    REAL *w = weights;
+    for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += NR) {
+        ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
+        for (ptrdiff_t k = 0; k < fan_in; k++)
+            for (ptrdiff_t j = 0; j < width; j += LANES)
+                N(store_n)(w + k * fan_out + j0 + j, N(load_n)(panel + k * ld + j, width - j), width - j);
+        panel += fan_in * ld;
+    }
+}
+
 /* Z = X W + b from the packed copy: for layers with packed_elems, and any number of rows. */
 static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff_t fan_in, const void *packed,
                                     const void *bias_, ptrdiff_t fan_out, void *z_, ptrdiff_t ldz) {
@@ -507,9 +520,19 @@ static void N(bias_gradient)(const fnn_gradient *job, ptrdiff_t j0, ptrdiff_t j1
 /* The finished gradient of rows [k0, k1) and columns [j0, j1) of W meets the optimizer. */
 INLINE void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
                             const REAL *g, ptrdiff_t ldg, ptrdiff_t ldw) {
-    ptrdiff_t at = k0 * job->fan_out + j0;
-    N(update)(job->optimizer, job->scalars, job->l2, 1, n_rows, n_cols, g, ldg, (REAL *)job->weights + at,
-              job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, ldw);
+    const ptrdiff_t at = k0 * job->fan_out + j0;
+    REAL *a = job->weight_a ? (REAL *)job->weight_a + at : 0, *b = job->weight_b ? (REAL *)job->weight_b + at : 0;
+    if (!job->packed_only) {
+        N(update)(job->optimizer, job->scalars, job->l2, 1, n_rows, n_cols, g, ldg, (REAL *)job->weights + at, a, b,
+                  ldw);
+        return;
+    }
+    for (ptrdiff_t j = 0; j < n_cols; j += NR) {
+        ptrdiff_t width = N(least)(NR, job->fan_out - (j0 + j)), ld = N(vectors)(width) * LANES;
+        REAL *w = (REAL *)job->packed + (j0 + j) * job->fan_in + k0 * ld;
+        N(update_apart)(job->optimizer, job->scalars, job->l2, 1, n_rows, width, g + j, ldg, w, ld, a ? a + j : 0,
+                        b ? b + j : 0, ldw);
+    }
 }
 
 /* Columns [k0, k0 + m) of n input rows, side by side with ld elements from row to row. */
@@ -578,7 +601,7 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
             }
         }
         if (job->optimizer >= 0) N(update_block)(job, k0, j0, height, j1 - j0, g, ldg, job->fan_out);
-        if (job->optimizer >= 0 && job->packed)
+        if (job->optimizer >= 0 && job->packed && !job->packed_only)
             N(pack_part)(job->fan_in, job->fan_out, k0, k1, j0, j1, job->weights, job->packed);
         if (q == 0) N(bias_gradient)(job, j0, j1, work);
     }

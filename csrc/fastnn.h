@@ -83,6 +83,7 @@ typedef struct {
     void *weights, *weight_a, *weight_b; /* (fan_in, fan_out) parameters and state slots (NULL where not needed) */
     void *bias, *bias_a, *bias_b;        /* (fan_out,) */
     void *packed;                        /* pack_weights' copy, kept in step with the updated weights; or NULL */
+    int packed_only;                     /* only the copy is updated: `weights` are stale until it is unpacked */
 } fnn_gradient;
 
 /* A loss on the output layer, and how targets are laid out. */

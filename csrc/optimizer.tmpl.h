@@ -1,7 +1,7 @@
 /* Optimizers: the update of a block of parameters from its gradient, and the passes over whole gradients.
  *
  * The gradient that an optimizer sees is scale * (gradient + l2 * w). Parameters, state slots: n_rows rows of n_cols
- * values, ldw elements apart; the gradient likewise with ldg. Lanes are independent: any split gives the same bits. */
+ * values, ldw elements apart (the slots lds, where they lie otherwise); the gradient likewise with ldg. Lanes are independent: any split gives the same bits. */
 
 #define H(k) h[k]
 #define OPTIMIZER(name, n_slots, n_scalars, ...)                                                                       \
@@ -10,24 +10,22 @@
         for (int k = 0; k < n_scalars; k++) h[k] = K(scalars[k]);                                                      \
         for (ptrdiff_t r = 0; r < n_rows; r++)                                                                         \
             for (ptrdiff_t i = 0; i < n_cols; i += LANES) {                                                            \
-                ptrdiff_t m = n_cols - i, at = r * ldw + i;                                                            \
-                V w = N(load_n)(weights + at, m);                                                                      \
+                ptrdiff_t m = n_cols - i, at = r * lds + i;                                                            \
+                V w = N(load_n)(weights + r * ldw + i, m);                                                             \
                 V g = FMA(penalty, w, N(load_n)(gradient + r * ldg + i, m)) * factor;                                  \
                 V a = n_slots > 0 ? N(load_n)(slot_a + at, m) : (V){0};                                                \
                 V b = n_slots > 1 ? N(load_n)(slot_b + at, m) : (V){0};                                                \
                 __VA_ARGS__                                                                                            \
-                N(store_n)(weights + at, w, m);                                                                        \
+                N(store_n)(weights + r * ldw + i, w, m);                                                               \
                 if (n_slots > 0) N(store_n)(slot_a + at, a, m);                                                        \
                 if (n_slots > 1) N(store_n)(slot_b + at, b, m);                                                        \
             }                                                                                                          \
         break;                                                                                                         \
     }
 
-static void N(update)(int optimizer, const double *scalars, double l2, double scale, ptrdiff_t n_rows,
-                      ptrdiff_t n_cols, const void *gradient_, ptrdiff_t ldg, void *weights_, void *a_, void *b_,
-                      ptrdiff_t ldw) {
-    const REAL *gradient = gradient_;
-    REAL *weights = weights_, *slot_a = a_, *slot_b = b_;
+static void N(update_apart)(int optimizer, const double *scalars, double l2, double scale, ptrdiff_t n_rows,
+                            ptrdiff_t n_cols, const REAL *gradient, ptrdiff_t ldg, REAL *weights, ptrdiff_t ldw,
+                            REAL *slot_a, REAL *slot_b, ptrdiff_t lds) {
     const V penalty = K(l2), factor = K(scale);
     switch (optimizer) {
 #include "optimizers.def"
@@ -35,6 +33,12 @@ static void N(update)(int optimizer, const double *scalars, double l2, double sc
 }
 #undef OPTIMIZER
 #undef H
+
+static void N(update)(int optimizer, const double *scalars, double l2, double scale, ptrdiff_t n_rows,
+                      ptrdiff_t n_cols, const void *gradient, ptrdiff_t ldg, void *weights, void *slot_a, void *slot_b,
+                      ptrdiff_t ldw) {
+    N(update_apart)(optimizer, scalars, l2, scale, n_rows, n_cols, gradient, ldg, weights, ldw, slot_a, slot_b, ldw);
+}
 
 /* sum of x^2 in float64: eight chains over the indices modulo 8, added pairwise, whatever the vector width. */
 static double N(sum_of_squares)(ptrdiff_t n, const void *x_) {

@@ -29,6 +29,7 @@ cdef extern from "fastnn.h" nogil:
         void *bias_a
         void *bias_b
         void *packed
+        int packed_only
 
     ctypedef struct fnn_loss:
         int loss, link
@@ -52,6 +53,7 @@ cdef extern from "fastnn.h" nogil:
                               void *, Py_ssize_t, void *) noexcept nogil
         Py_ssize_t (*packed_elems)(Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*pack_weights)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
+        void (*unpack_weights)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
         void (*dense_forward_packed)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, const void *,
                                      Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*dense_backward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,

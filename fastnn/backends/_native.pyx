@@ -427,6 +427,12 @@ cdef void pack(Workspace *w, const Network *net, int t, int n_threads) noexcept 
                                layer.fan_in * (t + 1) // n_threads, layer.weights, layer.packed)
 
 
+cdef void unpack_first(Workspace *w, const Network *net) noexcept nogil:
+    """The first layer's weights out of their packed copy. Nothing in a step reads them but its own forward pass, so
+    that they may live there; deeper layers' weights are read by the backward pass too."""
+    net.k.unpack_weights(w.layers[0].fan_in, w.layers[0].fan_out, w.layers[0].packed, w.layers[0].weights)
+
+
 cdef int threads_for(double multiply_adds, int n_threads) noexcept nogil:
     cdef double useful = multiply_adds / WORK_PER_THREAD if WORK_PER_THREAD > 0 else n_threads
     if useful < n_threads:
@@ -537,6 +543,7 @@ cdef struct Run:
     DropoutKey key
     char *parameters
     char *slots[2]
+    bint packed_only               # the first layer's weights live in their packed copy until the call ends
     char *gradient                 # of all parameters, or NULL where each tile is updated and forgotten
     char *snapshot                 # parameters and slots at the start of the epoch, or NULL
     Py_ssize_t n_slots
@@ -633,6 +640,7 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         job.input_rows = layer.rows
         job.ld_input = run.w.layers[l - 1].ld if l > 0 else run.w.batch_ld if run.gather else 0
         job.packed = layer.packed
+        job.packed_only = l == 0 and run.packed_only
         job.delta = layer.delta
         job.ldd = layer.ld
         job.n_rows = n_rows
@@ -806,6 +814,8 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
             step += 1
             start = stop
         if t == 0:
+            if run.packed_only:
+                unpack_first(w, net)
             run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
             run.seconds[epoch] = fnn_seconds() - began
             if run.snapshot != NULL and not net.k.all_finite(net.n_parameters, run.parameters):
@@ -934,8 +944,12 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
         run.snapshot = <char *>malloc(n_bytes * (1 + run.n_slots))
         if run.snapshot == NULL or (run.gradient == NULL and (clip_norm is not None or batch_size > w.rows)):
             raise MemoryError(f"cannot allocate {n_bytes * (2 + run.n_slots)} bytes beside the model's parameters")
+        run.packed_only = w.layers[0].packed != NULL and clip_norm is None and step_record is None
         with nogil:
             fnn_run(train_task, &run, used, may_spin)
+            # an epoch that did not end left the last whole step there; one that was undone left nothing to keep
+            if run.packed_only and run.status in (STOPPED, INTERRUPTED):
+                unpack_first(&w, &plan.net)
     finally:
         free(w.memory)
         free(run.gradient)

@@ -190,6 +190,7 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
         k->pack_weights(fan_in, fan_out, 0, fan_in / 3, w, packed);
         k->pack_weights(fan_in, fan_out, fan_in / 3, fan_in, w, packed);
         k->dense_forward_packed(x_rows, n, fan_in, packed, b, fan_out, z, fan_out);
+        k->unpack_weights(fan_in, fan_out, packed, w);
     }
     say("dense_forward_packed", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
     free(packed);

@@ -45,7 +45,7 @@ def dense_forward(k, rng, lengths):
         check(k, "dense_forward", *arguments)
 
 
-@sweep("packed_elems", "pack_weights", "dense_forward_packed")
+@sweep("packed_elems", "pack_weights", "unpack_weights", "dense_forward_packed")
 def packed(k, rng, lengths):
     seen = 0
     for n, fan_in, fan_out in [*shapes(lengths), (3, 300, 21), (9, 90, 70), (1, 257, 33)]:
@@ -53,6 +53,7 @@ def packed(k, rng, lengths):
         if not k.packed_elems(fan_in, fan_out):
             continue
         check(k, "pack_weights", W, 0.4)
+        check(k, "unpack_weights", k.pack_weights(W), W.shape)
         check(k, "dense_forward_packed", X, k.pack_weights(W), b)
         seen += 1
     assert seen

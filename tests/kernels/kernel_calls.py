@@ -35,6 +35,7 @@ SIGNATURES = {
     "dense_forward": (None, pointer, size, size, pointer, pointer, size, pointer, size, pointer),
     "packed_elems": (size, size, size),
     "pack_weights": (None, size, size, size, size, pointer, pointer),
+    "unpack_weights": (None, size, size, pointer, pointer),
     "dense_forward_packed": (None, pointer, size, size, pointer, pointer, size, pointer, size),
     "dense_backward": (None, pointer, size, size, pointer, size, pointer, size, pointer),
     "gradient_units": (size, size, size),
@@ -73,6 +74,7 @@ class Gradient(ctypes.Structure):
         + [("accumulate", integer), ("optimizer", integer), ("scalars", pointer), ("l2", double)]
         + [(name, pointer) for name in ("weights", "weight_a", "weight_b")]
         + [(name, pointer) for name in ("bias", "bias_a", "bias_b", "packed")]
+        + [("packed_only", integer)]
     )
 
 
@@ -312,6 +314,11 @@ class Kernels:
             self.slots["pack_weights"](fan_in, fan_out, begin, end, address(w), address(packed))
         return self.done(packed)
 
+    def unpack_weights(self, packed, shape):
+        p, w = self.array(packed), self.array(np.nan, shape)
+        self.slots["unpack_weights"](*shape, address(p), address(w))
+        return self.done(w)
+
     def dense_forward_packed(self, X, packed, b):
         X = np.asarray(X)
         pointers, _rows = self.rows(X)
@@ -326,7 +333,9 @@ class Kernels:
     def gradient_units(self, fan_in, fan_out):
         return self.slots["gradient_units"](fan_in, fan_out)
 
-    def dense_gradient(self, X, delta, *, into=None, update=None, cuts=(), spaced=False):
+    def dense_gradient(
+        self, X, delta, *, into=None, update=None, cuts=(), spaced=False, only=False
+    ):
         """Gradients to the weights and the bias.
 
         Parameters
@@ -337,6 +346,7 @@ class Kernels:
             optimizer, scalars, l2, weights, bias, and slots: a list of (weight slot, bias slot)
             pairs. With ``into="drop"`` the gradient is not kept.
         cuts : numbers in 0..1 at which the units of work are split into calls.
+        only : whether only the packed weights are updated.
         spaced : whether the rows of X lie evenly spaced, and the kernel is told.
 
         Returns
@@ -381,7 +391,11 @@ class Kernels:
             n_packed = self.packed_elems(fan_in, fan_out)
             if n_packed:
                 packed = self.array(np.full(n_packed, 7.0))
-                job.packed = address(packed)
+                if only:
+                    self.slots["pack_weights"](
+                        fan_in, fan_out, 0, fan_in, address(w), address(packed)
+                    )
+                job.packed, job.packed_only = address(packed), only
                 changed.append(packed)
         units = self.gradient_units(fan_in, fan_out)
         ends = sorted({0, units, *(int(c * units) for c in cuts)})

@@ -126,6 +126,12 @@ def test_packed_weights_change_no_bit(kernels, misaligned, shape, rng):
         assert same_bits(k.dense_forward_packed(X, packed, b), k.dense_forward(X, W, b))
         w, _, renewed = k.dense_gradient(X, delta, update=update, into="drop", cuts=[0.5])
         assert not np.array_equal(w, W)
+        assert same_bits(k.unpack_weights(packed, W.shape), W)
+        stale, _, only = k.dense_gradient(
+            X, delta, update=update, into="drop", cuts=[0.5], only=True
+        )
+        assert same_bits(stale, W)
+        assert same_bits(k.unpack_weights(only, W.shape), w)
         assert same_bits(
             k.dense_forward_packed(X, renewed, b), k.dense_forward(X, np.asarray(w), b)
         )

@@ -26,8 +26,11 @@ from hypothesis import strategies as st
 
 import fastnn
 from fastnn import MLP, Perceptron, Trainer
+from fastnn.backends import get_backend
+from fastnn.backends.base import StopFlag, TrainJob
 from fastnn.tables.activations import ACTIVATIONS
 from fastnn.tables.losses import LOSSES, resolve_loss
+from fastnn.tables.optimizers import resolve_optimizer
 
 _native = pytest.importorskip("fastnn.backends._native")
 
@@ -664,3 +667,58 @@ def test_a_copy_is_the_model(case, pickled):  # P1
     assert state(twin) == state(trainer)
     assert np.shares_memory(twin.model.weights[0], twin.model.parameters)
     assert not np.shares_memory(twin.model.parameters, trainer.model.parameters)
+
+
+# Weights that live in a packed copy while training -----------------------------------------------
+
+
+def wide_data(dtype):
+    generator = np.random.default_rng(5)
+    return generator.normal(size=(70, 300)).astype(dtype), generator.integers(0, 3, 70)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lbfgs"}))
+def test_packed_weights_train_like_plain_ones(name, dtype):
+    """A wide first layer is updated in its packed copy alone. Clipping to a norm that no gradient
+    has changes nothing, but goes through the plain weights.
+    """
+    X, y = wide_data(dtype)
+    results = []
+    for clip_norm, epochs in ((None, 4), (1e30, 4), (None, 1)):
+        model = MLP([300, 70, 3], output="softmax", dtype=dtype, seed=0)
+        trainer = Trainer(
+            model, optimizer=OPTIMIZERS[name], batch_size=16, l2=0.01, clip_norm=clip_norm, seed=1
+        )
+        for _ in range(4 // epochs):
+            trainer.fit(X, y, epochs=epochs)
+        results.append([*bits(model.parameters, trainer._slots), model.predict(X).tobytes()])
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_packed_weights_are_put_back_when_training_stops(n_threads):
+    """A stop that is set before ends training after one step, and the model has made it."""
+    X, y = wide_data("float32")
+    stepped = MLP([300, 70, 3], output="softmax", seed=0)
+    Trainer(stepped, optimizer="sgd", seed=1).step(X[:16], y[:16])
+    model = MLP([300, 70, 3], output="softmax", seed=0)
+    stop = StopFlag()
+    stop.set()
+    optimizer = resolve_optimizer("sgd")
+    job = TrainJob(
+        X=X,
+        y=y.astype(np.int64),
+        weight=None,
+        loss=resolve_loss(None, "softmax"),
+        optimizer=optimizer,
+        scalars=optimizer.step_scalars({}, np.full(10, optimizer.learning_rate))[0],
+        orders=None,
+        batch_size=16,
+        n_epochs=2,
+        n_threads=n_threads,
+        stop=stop,
+    )
+    result = get_backend("native").train(model.plan, model.parameters, np.empty((0, 0)), job)
+    assert (result.status, result.steps_done) == ("stopped", 1)
+    assert bits(model.parameters) == bits(stepped.parameters)
