@@ -157,7 +157,7 @@ ptrdiff_t fnn_first_bad_row(const fnn_array *x, const int64_t *samples, ptrdiff_
 /* Whether kernels may read the rows of x in place. */
 int fnn_in_place(const fnn_array *x, int dtype);
 
-/* Ask for the first cache lines of rows of x that will be read soon: rows in shuffled order lie where no hardware
+/* Ask for rows of x (of long ones, the first 4 KB) that will be read soon: rows in shuffled order lie where no hardware
  * prefetcher looks. */
 void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_rows);
 

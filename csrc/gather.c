@@ -104,7 +104,7 @@ ptrdiff_t fnn_first_bad_row(const fnn_array *x, const int64_t *samples, ptrdiff_
 }
 
 void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_rows) {
-    enum { LINE_BYTES = 64, MOST_LINES = 8 };
+    enum { LINE_BYTES = 64, MOST_LINES = 64 };
     ptrdiff_t row_bytes = x->n_cols * x->col_stride_bytes;
     if (row_bytes < 0 || row_bytes > LINE_BYTES * MOST_LINES) row_bytes = LINE_BYTES * MOST_LINES;
     for (ptrdiff_t i = 0; i < n_rows; i++) {

@@ -27,6 +27,8 @@ from libc.string cimport memcpy, memset
 
 cdef enum:
     MAX_BUFFERS = 16
+    # Units of the gradient from one request for rows to the next.
+    UNITS_BETWEEN_FETCHES = 16
     # Rows that pass through all layers together: their activations stay in the second-level cache.
     PREDICT_ROWS = 128
 
@@ -620,10 +622,14 @@ cdef void copy_state(Run *run, bint restore) noexcept nogil:
 
 
 cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const double *scalars, double l2, int t,
-                    int n_threads, void *scratch) noexcept nogil:
-    """This thread's tiles of all layers: their gradients over the chunk, and the update where it is due."""
+                    int n_threads, const int64_t *later, Py_ssize_t n_later, void *scratch) noexcept nogil:
+    """This thread's tiles of all layers: their gradients over the chunk, and the update where it is due.
+
+    In between, the n_later rows that this thread reads next are asked for, a few at a time: in shuffled order no
+    hardware prefetcher sees them coming.
+    """
     cdef const Network *net = run.net
-    cdef Py_ssize_t l, item = net.item_bytes, begin, end, before = 0, cost, lo, hi
+    cdef Py_ssize_t l, item = net.item_bytes, begin, end, stop, asked = 0, upto, before = 0, done = 0, cost, lo, hi
     cdef double share = (<double>net.multiply_adds) / n_threads
     cdef Layer *layer
     cdef fnn_gradient job
@@ -658,7 +664,16 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         job.weight_b = run.slots[1] + layer.weight_at * item if run.n_slots > 1 else NULL
         job.bias_a = run.slots[0] + layer.bias_at * item if run.n_slots > 0 else NULL
         job.bias_b = run.slots[1] + layer.bias_at * item if run.n_slots > 1 else NULL
-        net.k.dense_gradient(&job, begin, end, scratch)
+        while begin < end:
+            stop = least(begin + UNITS_BETWEEN_FETCHES, end) if asked < n_later else end
+            net.k.dense_gradient(&job, begin, stop, scratch)
+            if asked < n_later:
+                # in step with the work done, so that requests never queue up
+                done += (stop - begin) * cost // layer.units
+                upto = least(n_later, n_later * done // (hi - lo + 1) + 1)
+                fnn_prefetch_rows(&run.x, later + asked, upto - asked)
+                asked = upto
+            begin = stop
 
 
 cdef inline Py_ssize_t unit_at(Py_ssize_t work, Py_ssize_t units, Py_ssize_t cost) noexcept nogil:
@@ -715,7 +730,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
     cdef void *scratch = w.scratch + t * w.scratch_bytes
     cdef const DropoutKey *key
     cdef DropoutKey epoch_key = run.key
-    cdef Py_ssize_t epoch, start, chunk, stop, n, r, r0, r1, at, batch = 0
+    cdef Py_ssize_t epoch, start, chunk, stop, n, r, r0, r1, at, later, batch = 0
     cdef Py_ssize_t step = 0
     cdef const int64_t *order
     cdef const double *scalars
@@ -792,7 +807,11 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                         return
                 # tiles: gradient, update
                 if not run.loss_only and moves:
-                    gradients(run, n, chunk == start, done and update and not clip, scalars, l2, t, n_threads, scratch)
+                    later = least(w.rows, (least(stop + run.batch_size, run.n_samples) if done else stop) - (chunk + n))
+                    r0 = later * t // n_threads
+                    r1 = later * (t + 1) // n_threads
+                    gradients(run, n, chunk == start, done and update and not clip, scalars, l2, t, n_threads,
+                              order + chunk + n + r0, r1 - r0 if order != NULL else 0, scratch)
                 if t == 0:
                     look_around(run)
                     if done and not clip:
