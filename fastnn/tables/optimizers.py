@@ -141,7 +141,7 @@ def _columns(rates: Array, *columns: Array | float) -> Array:
 
 
 def _running_product(start: float, factor: Array | float, n: int) -> Array:
-    """start * factor, start * factor**2, ... each from the one before: n products."""
+    """Start * factor, start * factor**2, ... each from the one before: n products."""
     products = np.empty(n + 1)
     products[0] = start
     products[1:] = factor
