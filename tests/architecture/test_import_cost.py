@@ -5,7 +5,8 @@ import sys
 
 HEAVY = ["numba", "sklearn", "scipy", "matplotlib", "safetensors", "tqdm", "pandas", "torch"]
 LIMIT_SECONDS = 0.040  # over NumPy
-# A busy or slow machine stretches both: there, NumPy's own import is the clock (it takes 55 ms where the limit is 40).
+# A busy or slow machine stretches both: there, NumPy's own import is the clock (55 ms where the
+# limit is 40).
 LIMIT_OF_NUMPY = 0.72
 TRIES = 9
 
