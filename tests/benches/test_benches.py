@@ -1,0 +1,64 @@
+"""Every bench file runs, on data cut small: it still calls what is there, and its checks pass.
+
+What a figure is worth is not asked here; benches/README.md has the figures.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHES = Path(__file__).resolve().parents[2] / "benches"
+FILES = ["bench_epoch", "bench_kernels", "bench_many", "bench_peers"]
+FILES += ["bench_perceptron", "bench_predict"]
+
+pytestmark = pytest.mark.skipif(not BENCHES.is_dir(), reason="no benches beside the tests")
+
+
+def run(*arguments, cwd):
+    env = {**os.environ, "FASTNN_BENCH_TINY": "1", "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-P", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def test_files_are_the_ones_tried_here():
+    assert sorted(path.stem for path in BENCHES.glob("bench_*.py")) == FILES
+
+
+def test_bench_files(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    some = "float32 and 64x784x128 or float64 and 37x300x75 or float32 and (huber or adam or erf)"
+    some += " or epoch and (W2 or W3 or W4a) or W5tiny or W5thr- or W6b or test_train_many"
+    some = f"({some}) and not test_peer"
+    some += " or test_peer and (fastnn or NumPy) and (W1c or W2 or W5lat or W4b)"
+    result = run(
+        *("-m", "pytest", "--benchmark-disable", "-v", BENCHES, "-k", some, "--rootdir", BENCHES),
+        *("-p", "no:cacheprovider"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in FILES:
+        assert len(re.findall(rf"{name}\.py::\S.* PASSED", result.stdout)) >= 1, result.stdout
+    assert "SKIPPED" not in result.stdout
+
+
+def test_a_figure_of_other_work_is_no_figure(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(BENCHES)!r})
+from checks import check, score
+from peers import Fastnn
+from workloads import WORKLOADS, initial_parameters
+workload = WORKLOADS["W2"]
+check(workload, score(workload, Fastnn(workload, 1).run(0)), 0)
+try:
+    check(workload, score(workload, initial_parameters(workload.layer_sizes, "relu", 0)), 0)
+except AssertionError as error:
+    print(error)
+"""
+    result = run("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"final loss [\d.]+, not within [\d.]+\.\.[\d.]+\n", result.stdout)
