@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.tables.activations import ACTIVATIONS, LINKS, get_activation
+from fastnn.tables.activations import (
+    ACTIVATIONS,
+    INFINITY,
+    LARGEST_EXPONENT,
+    LINKS,
+    get_activation,
+)
+from fastnn.tables.scalars import Scalar
 
 __all__ = [
     "LOSSES",
@@ -51,6 +58,12 @@ class LossRow:
     formula : str
     params : dict
         Of Huber and Quantile.
+    scalar_value, scalar_gradient : callable (y, t, p), of floats
+        value and gradient of one output, compiled at run time (see `fastnn.tables.scalars`); p is
+        `parameter`.
+    scalar_logit_value, scalar_logit_gradient : callable (z, t, p), of floats
+        The same through the natural link. None for cross_entropy, whose link couples the outputs:
+        backends know softmax.
     """
 
     name: str
@@ -63,6 +76,15 @@ class LossRow:
     domain: tuple[float, float]
     formula: str
     params: Params = field(default_factory=dict)
+    scalar_value: Scalar | None = None
+    scalar_gradient: Scalar | None = None
+    scalar_logit_value: Scalar | None = None
+    scalar_logit_gradient: Scalar | None = None
+
+    @property
+    def parameter(self) -> float:
+        """The one number in `params`, or 0."""
+        return next(iter(self.params.values()), 0.0)
 
     def __hash__(self) -> int:
         return hash((self.name, *self.params.items()))
@@ -129,12 +151,106 @@ def _log_softmax(z: Array) -> Array:
     return shifted - np.log1p(e.sum(axis=1, keepdims=True))
 
 
+# The same for one output. A NaN is let through, whatever the target.
+
+
+def _scalar_huber(y: float, t: float, delta: float) -> float:
+    e = y - t
+    a = abs(e)
+    return delta * (a - 0.5 * delta) if a > delta else 0.5 * e * e
+
+
+def _scalar_huber_gradient(y: float, t: float, delta: float) -> float:
+    e = y - t
+    return -delta if e < -delta else delta if e > delta else e
+
+
+def _scalar_pinball(y: float, t: float, q: float) -> float:
+    e = t - y
+    return (q - 1.0) * e if e < 0.0 else q * e
+
+
+def _scalar_pinball_gradient(y: float, t: float, q: float) -> float:
+    e = t - y
+    return -q if e > 0.0 else 1.0 - q if e < 0.0 else 0.0 * e
+
+
+def _scalar_sign(y: float, t: float, p: float) -> float:
+    e = y - t
+    return 1.0 if e > 0.0 else -1.0 if e < 0.0 else e
+
+
+def _scalar_poisson(y: float, t: float, p: float) -> float:
+    if t == 0.0:
+        return y
+    return INFINITY if y == 0.0 else y - t * math.log(y)
+
+
+def _scalar_poisson_gradient(y: float, t: float, p: float) -> float:
+    if t == 0.0:
+        return y if math.isnan(y) else 1.0
+    return -INFINITY if y == 0.0 else 1.0 - t / y
+
+
+def _scalar_poisson_logit(z: float, t: float, p: float) -> float:
+    return (INFINITY if z > LARGEST_EXPONENT else math.exp(z)) - t * z
+
+
+def _scalar_poisson_logit_gradient(z: float, t: float, p: float) -> float:
+    return (INFINITY if z > LARGEST_EXPONENT else math.exp(z)) - t
+
+
+def _scalar_binary(y: float, t: float, p: float) -> float:
+    # Sums of two terms, of which one is 0 for a hard target: 0 log 0 is 0.
+    of_one = 0.0 if t == 0.0 else INFINITY if y == 0.0 else -t * math.log(y)
+    of_zero = 0.0 if t == 1.0 else INFINITY if y == 1.0 else -(1.0 - t) * math.log(1.0 - y)
+    return y if math.isnan(y) else of_one + of_zero
+
+
+def _scalar_binary_gradient(y: float, t: float, p: float) -> float:
+    of_one = 0.0 if t == 0.0 else INFINITY if y == 0.0 else t / y
+    of_zero = 0.0 if t == 1.0 else INFINITY if y == 1.0 else (1.0 - t) / (1.0 - y)
+    return y if math.isnan(y) else of_zero - of_one
+
+
+def _scalar_logistic(z: float, t: float, p: float) -> float:
+    return ((0.0 if z < 0.0 else z) - t * z) + math.log1p(math.exp(-abs(z)))
+
+
+def _scalar_logistic_gradient(z: float, t: float, p: float) -> float:
+    e = math.exp(-abs(z))
+    return (e if z < 0.0 else 1.0) / (1.0 + e) - t
+
+
+def _scalar_cross_entropy(y: float, t: float, p: float) -> float:
+    if t == 0.0:
+        return y if math.isnan(y) else 0.0
+    return INFINITY if y == 0.0 else -t * math.log(y)
+
+
+def _scalar_cross_entropy_gradient(y: float, t: float, p: float) -> float:
+    if t == 0.0:
+        return y if math.isnan(y) else 0.0
+    return -INFINITY if y == 0.0 else -(t / y)
+
+
+def _scalar_hinge(y: float, t: float, p: float) -> float:
+    margin = t * y
+    return 1.0 - margin if margin < 1.0 else 0.0 if margin >= 1.0 else margin
+
+
 def _through_identity(
     value: Callable[[Array, Array, Params], Array],
     gradient: Callable[[Array, Array, Params], Array],
+    scalar_value: Scalar,
+    scalar_gradient: Scalar,
 ) -> dict[str, Any]:
-    """The four functions of a loss whose natural link is the identity."""
+    """The functions of a loss whose natural link is the identity."""
     return {
+        "scalar_value": scalar_value,
+        "scalar_gradient": scalar_gradient,
+        "scalar_logit_value": scalar_value,
+        "scalar_logit_gradient": scalar_gradient,
         "value": value,
         "gradient": gradient,
         "logit_value": value,
@@ -147,14 +263,24 @@ _ALL = (-math.inf, math.inf)
 _ROWS = (
     LossRow(
         "squared_error",
-        **_through_identity(lambda y, t, p: 0.5 * (y - t) ** 2, lambda y, t, p: y - t),
+        **_through_identity(
+            lambda y, t, p: 0.5 * (y - t) ** 2,
+            lambda y, t, p: y - t,
+            lambda y, t, p: 0.5 * (y - t) * (y - t),
+            lambda y, t, p: y - t,
+        ),
         target_kind="real",
         domain=_ALL,
         formula="(y - t)^2 / 2",
     ),
     LossRow(
         "absolute_error",
-        **_through_identity(lambda y, t, p: np.abs(y - t), lambda y, t, p: np.sign(y - t)),
+        **_through_identity(
+            lambda y, t, p: np.abs(y - t),
+            lambda y, t, p: np.sign(y - t),
+            lambda y, t, p: abs(y - t),
+            _scalar_sign,
+        ),
         target_kind="real",
         domain=_ALL,
         formula="|y - t|",
@@ -164,6 +290,8 @@ _ROWS = (
         **_through_identity(
             lambda y, t, p: _huber(y - t, p["delta"]),
             lambda y, t, p: np.clip(y - t, -p["delta"], p["delta"]),
+            _scalar_huber,
+            _scalar_huber_gradient,
         ),
         target_kind="real",
         domain=_ALL,
@@ -173,7 +301,10 @@ _ROWS = (
     LossRow(
         "quantile",
         **_through_identity(
-            lambda y, t, p: _pinball(t - y, p["q"]), lambda y, t, p: _pinball_slope(t - y, p["q"])
+            lambda y, t, p: _pinball(t - y, p["q"]),
+            lambda y, t, p: _pinball_slope(t - y, p["q"]),
+            _scalar_pinball,
+            _scalar_pinball_gradient,
         ),
         target_kind="real",
         domain=_ALL,
@@ -190,6 +321,10 @@ _ROWS = (
         target_kind="nonnegative",
         domain=(0.0, math.inf),
         formula="y - t log(y)",
+        scalar_value=_scalar_poisson,
+        scalar_gradient=_scalar_poisson_gradient,
+        scalar_logit_value=_scalar_poisson_logit,
+        scalar_logit_gradient=_scalar_poisson_logit_gradient,
     ),
     LossRow(
         "binary_cross_entropy",
@@ -202,6 +337,10 @@ _ROWS = (
         target_kind="unit",
         domain=(0.0, 1.0),
         formula="-t log(y) - (1 - t) log(1 - y)",
+        scalar_value=_scalar_binary,
+        scalar_gradient=_scalar_binary_gradient,
+        scalar_logit_value=_scalar_logistic,
+        scalar_logit_gradient=_scalar_logistic_gradient,
     ),
     LossRow(
         "cross_entropy",
@@ -213,12 +352,16 @@ _ROWS = (
         target_kind="classes",
         domain=(0.0, math.inf),
         formula="-sum_i t_i log(y_i)",
+        scalar_value=_scalar_cross_entropy,
+        scalar_gradient=_scalar_cross_entropy_gradient,
     ),
     LossRow(
         "hinge",
         **_through_identity(
             lambda y, t, p: np.maximum(0.0, 1.0 - t * y),
             lambda y, t, p: np.where(t * y < 1, -t, 0.0),
+            _scalar_hinge,
+            lambda y, t, p: -t if t * y < 1.0 else 0.0,
         ),
         target_kind="sign",
         domain=_ALL,

@@ -14,9 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastnn.tables.scalars import Scalar
+
 __all__ = [
     "LBFGS",
     "OPTIMIZERS",
+    "SCALAR_UPDATES",
     "SGD",
     "Adagrad",
     "Adam",
@@ -112,6 +115,15 @@ class Optimizer:
         g is the gradient, h one row of `step_scalars`.
         """
         raise NotImplementedError
+
+    @property
+    def scalar_update(self) -> Scalar:
+        """`update` for one parameter: (w, g, a, b, h) -> (w, a, b), of floats.
+
+        a and b are the parameter's values in the two slots, 0 where there is none; h is indexed
+        like a row of `step_scalars`. Compiled at run time (see `fastnn.tables.scalars`).
+        """
+        return SCALAR_UPDATES[self.kernel]
 
     def get_config(self) -> dict[str, Any]:
         """Name and settings, for files; `get_optimizer` takes them."""
@@ -516,6 +528,82 @@ class Rprop(Optimizer):
         g = np.where(s < 0, 0.0, g)
         w -= h[0] * np.sign(g) * step
         previous[:] = g
+
+
+# One parameter at a time --------------------------------------------------------------------------
+
+Step = tuple[float, float, float]
+
+
+def _scalar_sgd(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    return w - h[0] * g, a, b
+
+
+def _scalar_sgd_momentum(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[1] * a + g
+    return w - h[0] * a, a, b
+
+
+def _scalar_sgd_nesterov(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[1] * a + g
+    return w - h[0] * (h[1] * a + g), a, b
+
+
+def _scalar_adam(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[2] * a + h[3] * g
+    b = h[4] * b + h[5] * g * g
+    return w - h[0] * a / (math.sqrt(b) * h[1] + h[6]), a, b
+
+
+def _scalar_adamw(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[2] * a + h[3] * g
+    b = h[4] * b + h[5] * g * g
+    return h[7] * w - h[0] * a / (math.sqrt(b) * h[1] + h[6]), a, b
+
+
+def _scalar_nadam(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[3] * a + h[4] * g
+    b = h[5] * b + h[6] * g * g
+    return w - (h[0] * g + h[1] * a) / (math.sqrt(b) * h[2] + h[7]), a, b
+
+
+def _scalar_rmsprop(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[1] * a + h[2] * g * g
+    return w - h[0] * g / (math.sqrt(a) + h[3]), a, b
+
+
+def _scalar_rmsprop_momentum(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = h[1] * a + h[2] * g * g
+    b = h[4] * b + g / (math.sqrt(a) + h[3])
+    return w - h[0] * b, a, b
+
+
+def _scalar_adagrad(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    a = a + g * g
+    return w - h[0] * g / (math.sqrt(a) + h[1]), a, b
+
+
+def _scalar_rprop(w: float, g: float, a: float, b: float, h: Array) -> Step:
+    s = g * a
+    b = b * (h[2] if s > 0.0 else h[1] if s < 0.0 else 1.0)
+    b = h[3] if b < h[3] else h[4] if b > h[4] else b
+    g = 0.0 if s < 0.0 else g
+    return w - h[0] * (1.0 if g > 0.0 else -1.0 if g < 0.0 else g) * b, g, b
+
+
+SCALAR_UPDATES: dict[str, Scalar] = {
+    "sgd": _scalar_sgd,
+    "sgd_momentum": _scalar_sgd_momentum,
+    "sgd_nesterov": _scalar_sgd_nesterov,
+    "adam": _scalar_adam,
+    "adamw": _scalar_adamw,
+    "nadam": _scalar_nadam,
+    "rmsprop": _scalar_rmsprop,
+    "rmsprop_momentum": _scalar_rmsprop_momentum,
+    "adagrad": _scalar_adagrad,
+    "rprop": _scalar_rprop,
+}
+"""`Optimizer.scalar_update` of each kernel."""
 
 
 # LBFGS --------------------------------------------------------------------------------------------
