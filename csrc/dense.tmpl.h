@@ -106,6 +106,21 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
     } while (--left > 0);
 }
 
+/* Every field is set by itself: an initializer clears the whole first, which costs as much as a small tile. */
+INLINE N(tile_job) N(rows_job)(ptrdiff_t n, const REAL *const *a, ptrdiff_t a0, const REAL *b, ptrdiff_t ldb, REAL *c,
+                               ptrdiff_t ldc, int accumulate, const REAL *bias) {
+    N(tile_job) job;
+    job.n = n, job.a = a, job.a0 = a0, job.b = b, job.ldb = ldb, job.c = c, job.ldc = ldc;
+    job.accumulate = accumulate, job.bias = bias, job.columns = 0, job.lda = 0, job.last = 0, job.repeat = 0;
+    return job;
+}
+INLINE N(tile_job) N(columns_job)(ptrdiff_t n, const REAL *columns, ptrdiff_t lda, const REAL *b, ptrdiff_t ldb, REAL *c,
+                                  ptrdiff_t ldc, int accumulate) {
+    N(tile_job) job = N(rows_job)(n, 0, 0, b, ldb, c, ldc, accumulate, 0);
+    job.columns = columns, job.lda = lda;
+    return job;
+}
+
 typedef void (*N(tile_function))(const N(tile_job) *);
 
 #define TILE(mr, nv, flags)                                                                                            \
@@ -214,10 +229,15 @@ INLINE ptrdiff_t N(least)(ptrdiff_t a, ptrdiff_t b) {
 /* All n_rows rows of a product by n_cols <= NR columns, in tiles of nearly equal height: no last tile of one row that
  * leaves units idle. */
 static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
-    const ptrdiff_t n_tiles = (n_rows + MR - 1) / MR, low = n_rows / n_tiles, n_high = n_rows % n_tiles;
-    const N(tile_function) *tiles[2];
     job->last = n_cols % LANES;
     flags |= job->last ? N(TAIL) : 0;
+    if (n_rows <= MR) { /* without the divisions */
+        job->repeat = 1;
+        N(tiles)[flags][n_rows - 1][N(vectors)(n_cols) - 1](job);
+        return;
+    }
+    const ptrdiff_t n_tiles = (n_rows + MR - 1) / MR, low = n_rows / n_tiles, n_high = n_rows % n_tiles;
+    const N(tile_function) *tiles[2];
     for (int i = 0; i < 2; i++) tiles[i] = &N(tiles)[flags][N(least)(low + 1 - i, MR) - 1][N(vectors)(n_cols) - 1];
     if (n_high) {
         job->repeat = n_high;
@@ -234,7 +254,7 @@ static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, i
 }
 
 /* to[p, i] = rows[i][k0 + p] for p < n, i < n_rows, `to` with ld columns. */
-static void N(pack_transposed)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, REAL *to,
+static __attribute__((noinline)) void N(pack_transposed)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, REAL *to,
                                ptrdiff_t ld) {
     ptrdiff_t i = 0;
 #if (defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)) && IS_FLOAT
@@ -321,9 +341,7 @@ static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff
         for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             N(pack_transposed)(rows + r0, m, k0, n, s.panel, ld);
-            N(tile_job) job = {.n = n, .lda = fan_out, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = k0 > 0};
-            job.columns = w + k0 * fan_out;
-            job.c = s.work;
+            N(tile_job) job = N(columns_job)(n, w + k0 * fan_out, fan_out, s.panel, ld, s.work, NR, k0 > 0);
             N(run_tiles)(&job, fan_out, m, N(COLS));
         }
         for (ptrdiff_t r = 0; r < m; r++)
@@ -349,8 +367,9 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = left;
             for (; fan_in - k0 >= 2 * FNN_BLOCK;) {
                 ptrdiff_t n_blocks = N(least)(4, (fan_in - k0) / FNN_BLOCK), end = k0 + n_blocks * FNN_BLOCK;
-                N(tile_job) job = {.a = rows, .a0 = k0, .b = w + k0 * fan_out + j0, .ldb = fan_out, .last = left % LANES,
-                                   .c = z + j0, .accumulate = k0 > 0, .bias = end == fan_in ? bias + j0 : 0};
+                N(tile_job) job = N(rows_job)(FNN_BLOCK, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
+                                              end == fan_in ? bias + j0 : 0);
+                job.last = left % LANES;
                 N(side_by_side)[n_blocks - 2][N(vectors)(left) - 1](&job);
                 k0 = end;
             }
@@ -359,8 +378,8 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = N(least)(NR, left);
         for (; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
-            N(tile_job) job = {.n = n, .a = rows, .a0 = k0, .b = w + k0 * fan_out + j0, .ldb = fan_out, .c = z + j0,
-                               .ldc = ldz, .accumulate = k0 > 0, .bias = k0 + n == fan_in ? bias + j0 : 0};
+            N(tile_job) job = N(rows_job)(n, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
+                                          k0 + n == fan_in ? bias + j0 : 0);
             job.last = width % LANES;
             if (f)
                 f(&job);
@@ -419,10 +438,8 @@ static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, 
         ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
         for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
-            N(tile_job) job = {.n = n, .a0 = k0, .b = panel + k0 * ld, .ldb = ld, .ldc = ldz, .accumulate = k0 > 0,
-                               .bias = k0 + n == fan_in ? bias + j0 : 0};
-            job.a = rows;
-            job.c = z + j0;
+            N(tile_job) job = N(rows_job)(n, rows, k0, panel + k0 * ld, ld, z + j0, ldz, k0 > 0,
+                                          k0 + n == fan_in ? bias + j0 : 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
         panel += fan_in * ld;
@@ -453,10 +470,8 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             const REAL *block = w + k0 * fan_out + j0;
             if (!direct) N(pack)(block, fan_out, n, width, s.panel, ld);
-            N(tile_job) job = {.n = n, .a0 = k0, .b = direct ? block : s.panel, .ldb = direct ? fan_out : ld, .ldc = ldz,
-                               .accumulate = k0 > 0, .bias = k0 + n == fan_in ? bias + j0 : 0};
-            job.a = rows;
-            job.c = z + j0;
+            N(tile_job) job = N(rows_job)(n, rows, k0, direct ? block : s.panel, direct ? fan_out : ld, z + j0, ldz,
+                                          k0 > 0, k0 + n == fan_in ? bias + j0 : 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
     }
@@ -477,9 +492,7 @@ static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, p
         for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_out - j0);
             N(pack_transposed)(s.pointers, width, j0, n, s.panel, ld);
-            N(tile_job) job = {.n = n, .a0 = j0, .b = s.panel, .ldb = ld, .ldc = ldd, .accumulate = j0 > 0};
-            job.a = rows;
-            job.c = d + k0;
+            N(tile_job) job = N(rows_job)(n, rows, j0, s.panel, ld, d + k0, ldd, j0 > 0, 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
     }
@@ -556,9 +569,7 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
         for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
             N(pack_columns)(x + r0, n, k0, m, s.panel, ld);
-            N(tile_job) t = {.n = n, .lda = job->ldd, .b = s.panel, .ldb = ld, .ldc = NR, .accumulate = r0 > 0 || more};
-            t.columns = delta + r0 * job->ldd;
-            t.c = tile;
+            N(tile_job) t = N(columns_job)(n, delta + r0 * job->ldd, job->ldd, s.panel, ld, tile, NR, r0 > 0 || more);
             N(run_tiles)(&t, fan_out, m, N(COLS));
         }
         for (ptrdiff_t i = 0; i < m; i++)
@@ -591,12 +602,9 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
             const int direct = job->ld_input && n * job->ld_input * (ptrdiff_t)sizeof(REAL) <= 16384;
             const REAL *a = direct ? x[r0] + k0 : columns;
             if (!direct) N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
-            N(tile_job) t = {.n = n, .lda = direct ? job->ld_input : BLOCK_ROWS, .ldb = job->ldd, .ldc = ldg,
-                             .accumulate = r0 > 0 || (job->gradient && job->accumulate)};
             for (ptrdiff_t j = j0; j < j1; j += NR) {
-                t.b = delta + r0 * job->ldd + j;
-                t.columns = a;
-                t.c = g + (j - j0);
+                N(tile_job) t = N(columns_job)(n, a, direct ? job->ld_input : BLOCK_ROWS, delta + r0 * job->ldd + j, job->ldd,
+                                               g + (j - j0), ldg, r0 > 0 || (job->gradient && job->accumulate));
                 N(run_tiles)(&t, height, N(least)(NR, j1 - j), N(COLS));
             }
         }

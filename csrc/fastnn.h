@@ -97,6 +97,25 @@ typedef struct {
     double total_weight;         /* sum of the weights over the batch */
 } fnn_loss;
 
+/* A small network and a batch in padded memory (small.tmpl.h): small_layout divides it. */
+#define FNN_SMALL_LAYERS 8
+typedef struct {
+    ptrdiff_t fan_in, fan_out;
+    ptrdiff_t ld_input; /* elements from row to row of the inputs, which end in a column of ones */
+    ptrdiff_t ld;       /* ... and of the weights, of the deltas, of the last layer's z */
+    ptrdiff_t at;       /* offset of (fan_in + 1, ld) weights and bias in parameters, slots and gradient */
+    int activation;
+    void *input, *z, *delta; /* z: the next layer's input where that is computed in place */
+    void *turned;            /* (fan_out, fan_in): the weights on their side */
+    const void **input_rows, **delta_rows, **weight_rows;
+} fnn_small_layer;
+typedef struct {
+    ptrdiff_t n_layers, n_rows, n_padded;
+    void *parameters, *slots[2]; /* one after the other: n_padded values each */
+    void *gradient;
+    fnn_small_layer layers[FNN_SMALL_LAYERS];
+} fnn_small;
+
 #define SLOT(ret, name, args) ret(*name) args;
 typedef struct fnn_kernels {
 #include "kernels.def"

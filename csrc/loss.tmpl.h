@@ -5,9 +5,17 @@
 
 /* turned[j, l] = x[row l, j]; lanes past the m rows repeat the first. */
 INLINE void N(turn)(const REAL *x, ptrdiff_t ldx, ptrdiff_t m, ptrdiff_t n, REAL *turned) {
-    for (ptrdiff_t l = 0; l < LANES; l++) {
-        const REAL *row = x + (l < m ? l : 0) * ldx;
-        for (ptrdiff_t j = 0; j < n; j++) turned[j * LANES + l] = row[j];
+    const REAL *rows[VECTOR_BYTES / sizeof(REAL)];
+    for (ptrdiff_t l = 0; l < LANES; l++) rows[l] = x + (l < m ? l : 0) * ldx;
+    if (n >= LANES) {
+        N(pack_transposed)(rows, LANES, 0, n, turned, LANES);
+        return;
+    }
+    for (ptrdiff_t j = 0; j < n; j++) {
+        V column; /* in a register: a vector read after single writes would wait for them */
+#pragma GCC unroll 16
+        for (ptrdiff_t l = 0; l < LANES; l++) column[l] = rows[l][j];
+        N(store)(turned + j * LANES, column);
     }
 }
 INLINE void N(turn_back)(const REAL *turned, ptrdiff_t m, ptrdiff_t n, REAL *x, ptrdiff_t ldx) {
@@ -95,27 +103,31 @@ static void N(cross_entropy_lanes)(const fnn_loss *job, const int64_t *samples, 
     }
 }
 
-#define ROWS_OF_LOSS(value, gradient)                                                                                  \
-    for (ptrdiff_t j = 0; j < n; j++) {                                                                                \
-        V z = N(load)(zt + j * LANES), t = N(load)(tt + j * LANES);                                                    \
-        (void)z, (void)t, (void)p;                                                                                              \
-        N(add_lanes)(sum, value);                                                                                      \
-        N(store)(d + j * LANES, gradient);                                                                             \
-    }
-/* Through the natural link: value and gradient straight from the logits. */
+/* Through the natural link: value and gradient of a vector straight from its logits. 0 where the link is another. */
 #define LOSS(name, natural, value, gradient, logit_value, logit_gradient)                                              \
     case FNN_LOSS_##name:                                                                                              \
-        if (link != FNN_ACTIVATION_##natural) break;                                                                   \
-        ROWS_OF_LOSS(logit_value, logit_gradient)                                                                      \
+        if (link != FNN_ACTIVATION_##natural) return 0;                                                                \
+        *value_out = logit_value;                                                                                      \
+        *gradient_out = logit_gradient;                                                                                \
         return 1;
-static int N(natural_loss_lanes)(int loss, int link, V p, ptrdiff_t n, const REAL *zt, const REAL *tt, REAL *d,
-                                 double *sum) {
+static __attribute__((noinline)) int N(natural_loss)(int loss, int link, V p, V z, V t, V *value_out, V *gradient_out) {
+    (void)p;
     switch (loss) {
 #include "losses.def"
     }
     return 0;
 }
 #undef LOSS
+static int N(natural_loss_lanes)(int loss, int link, V p, ptrdiff_t n, const REAL *zt, const REAL *tt, REAL *d,
+                                 double *sum) {
+    for (ptrdiff_t j = 0; j < n; j++) {
+        V value, gradient;
+        if (!N(natural_loss)(loss, link, p, N(load)(zt + j * LANES), N(load)(tt + j * LANES), &value, &gradient)) return 0;
+        N(add_lanes)(sum, value);
+        N(store)(d + j * LANES, gradient);
+    }
+    return 1;
+}
 /* Through any other link: dL/dy, to be multiplied by the link's derivative; zt holds outputs y here. */
 #define LOSS(name, natural, value, gradient, logit_value, logit_gradient)                                              \
     case FNN_LOSS_##name:                                                                                              \
@@ -133,6 +145,34 @@ static void N(output_loss_lanes)(int loss, V p, ptrdiff_t n, const REAL *yt, con
 }
 #undef LOSS
 
+/* One output through its natural link: rows are lanes already, and nothing is turned. Returns 0 where it is another. */
+static int N(loss_of_one)(const fnn_loss *job, ptrdiff_t n_rows, const REAL *z, ptrdiff_t ldz, const int64_t *samples,
+                          REAL *delta, ptrdiff_t ldd, double *row_loss) {
+    const REAL *targets = job->targets;
+    const V share = K(1 / job->total_weight), p = K(job->parameter);
+    for (ptrdiff_t r = 0; r < n_rows; r += LANES, z += LANES * ldz, delta += LANES * ldd) {
+        const ptrdiff_t m = N(least)(LANES, n_rows - r);
+        V logits = {0}, t = {0}, value, gradient;
+#pragma GCC unroll 16
+        for (ptrdiff_t l = 0; l < LANES; l++) {
+            if (l >= m) break;
+            const int64_t sample = samples[r + l];
+            logits[l] = z[l * ldz];
+            t[l] = job->labels ? (REAL)(job->labels[sample] == 0) : targets[sample];
+        }
+        if (!N(natural_loss)(job->loss, job->link, p, logits, t, &value, &gradient)) return 0;
+        V factor = share;
+        for (ptrdiff_t l = 0; job->sample_weight && l < m; l++)
+            factor[l] = (REAL)(job->sample_weight[samples[r + l]] / job->total_weight);
+        gradient = gradient * factor;
+        for (ptrdiff_t l = 0; l < m; l++) {
+            delta[l * ldd] = gradient[l];
+            row_loss[r + l] = (double)value[l];
+        }
+    }
+    return 1;
+}
+
 /* Loss of each row (float64, not weighted) and delta = dL/dz times the row's share of the batch, weight / total_weight.
  * z (n_rows, n_outputs) logits; samples: n_rows indices into labels or targets; delta (n_rows, n_outputs);
  * row_loss (n_rows,). Scratch holds 4 n_outputs vectors. */
@@ -141,19 +181,25 @@ static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdi
     const REAL *z = z_, *targets = job->targets;
     REAL *delta = delta_;
     const ptrdiff_t n = job->n_outputs;
+    if (n == 1 && job->loss != FNN_LOSS_cross_entropy &&
+        N(loss_of_one)(job, n_rows, z, ldz, samples, delta, ldd, row_loss))
+        return;
     REAL *zt = N(split_scratch)(scratch).work, *tt = zt + n * LANES, *yt = tt + n * LANES, *d = yt + n * LANES;
-    const V parameter = K(job->parameter);
+    const V parameter = K(job->parameter), share = K(1 / job->total_weight);
     for (ptrdiff_t r = 0; r < n_rows; r += LANES) {
         ptrdiff_t m = N(least)(LANES, n_rows - r);
         int64_t index[VECTOR_BYTES / sizeof(REAL)];
         REAL scale[VECTOR_BYTES / sizeof(REAL)];
         double sum[VECTOR_BYTES / sizeof(REAL)] = {0};
-        for (ptrdiff_t l = 0; l < LANES; l++) {
-            index[l] = samples[r + (l < m ? l : 0)];
-            double weight = job->sample_weight ? job->sample_weight[index[l]] : 1;
-            scale[l] = (REAL)(weight / job->total_weight);
-            if (job->labels) continue;
-            for (ptrdiff_t j = 0; j < n; j++) tt[j * LANES + l] = targets[index[l] * n + j];
+        for (ptrdiff_t l = 0; l < LANES; l++) index[l] = samples[r + (l < m ? l : 0)];
+        N(store)(scale, share);
+        for (ptrdiff_t l = 0; job->sample_weight && l < LANES; l++)
+            scale[l] = (REAL)(job->sample_weight[index[l]] / job->total_weight);
+        for (ptrdiff_t j = 0; !job->labels && j < n; j++) {
+            V column;
+#pragma GCC unroll 16
+            for (ptrdiff_t l = 0; l < LANES; l++) column[l] = targets[index[l] * n + j];
+            N(store)(tt + j * LANES, column);
         }
         N(turn)(z + r * ldz, ldz, m, n, zt);
         if (job->loss == FNN_LOSS_cross_entropy && job->link == FNN_ACTIVATION_softmax) {

@@ -63,9 +63,9 @@ static void N(add_scaled)(ptrdiff_t n, double scale, const void *x_, void *y_) {
 /* Whether every value is finite: x * 0 is NaN for the others. */
 static int N(all_finite)(ptrdiff_t n, const void *x_) {
     const REAL *x = x_;
-    V sum = {0};
-    for (ptrdiff_t i = 0; i < n; i += LANES) sum = FMA(N(load_n)(x + i, n - i), K(0), sum);
-    REAL total = 0;
-    for (ptrdiff_t l = 0; l < LANES; l++) total += sum[l];
-    return total == 0;
+    N(sbits) bad = {0};
+    for (ptrdiff_t i = 0; i < n; i += LANES) bad |= (N(sbits))(N(load_n)(x + i, n - i) * K(0) != K(0));
+    SBITS any = 0;
+    for (ptrdiff_t l = 0; l < LANES; l++) any |= bad[l];
+    return !any;
 }

@@ -33,9 +33,7 @@ static ptrdiff_t N(perceptron_narrow)(const N(perceptron_job) *job, ptrdiff_t n_
     ptrdiff_t mistakes = 0;
     N(pack_transposed)(job->rows, n_rows, 0, n, s.panel, ld);
     for (ptrdiff_t first = 0; first < n_rows;) {
-        N(tile_job) t = {.n = n, .lda = n_outputs, .b = s.panel, .ldb = ld, .ldc = NR};
-        t.columns = w;
-        t.c = s.work;
+        N(tile_job) t = N(columns_job)(n, w, n_outputs, s.panel, ld, s.work, NR, 0);
         N(run_tiles)(&t, n_outputs, n_rows, N(COLS));
         ptrdiff_t i = first, wrong = 0;
         for (; i < n_rows; i++) {
@@ -140,9 +138,9 @@ static void N(perceptron_sums)(const N(perceptron_job) *job, ptrdiff_t i, ptrdif
     }
     for (ptrdiff_t k0 = 0; k0 < job->fan_in; k0 += FNN_BLOCK) {
         ptrdiff_t n = N(least)(FNN_BLOCK, job->fan_in - k0);
-        N(tile_job) t = {.n = n, .a = job->rows + i, .a0 = k0, .b = job->w + k0 * n_outputs, .ldb = n_outputs,
-                         .last = last, .c = u, .ldc = n_outputs, .accumulate = k0 > 0,
-                         .bias = k0 + n == job->fan_in ? job->bias : 0};
+        N(tile_job) t = N(rows_job)(n, job->rows + i, k0, job->w + k0 * n_outputs, n_outputs, u, n_outputs, k0 > 0,
+                                    k0 + n == job->fan_in ? job->bias : 0);
+        t.last = last;
         tiles[n_rows - 1][last != 0](&t);
     }
 }

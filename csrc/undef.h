@@ -43,5 +43,4 @@
 #undef ROW_BLOCKS
 #undef GROUP
 #undef CORRECT
-#undef ROWS_OF_LOSS
 #undef CHAINS

@@ -50,9 +50,8 @@ class History:
             table = np.empty((len(self.COLUMNS), max(end, 2 * self._table.shape[1])))
             table[:, : self._size] = self._table[:, : self._size]
             self._table = table
-        self._table[:, self._size : end] = np.nan
-        for name, values in arrays.items():
-            self._table[self.COLUMNS.index(name), self._size : end] = values
+        for row, name in zip(self._table, self.COLUMNS, strict=True):
+            row[self._size : end] = arrays.get(name, np.nan)
         self._size = end
 
     def amend(self, **values: float) -> None:

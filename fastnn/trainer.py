@@ -58,6 +58,7 @@ __all__ = ["Trainer"]
 # drawn orders (32 MB) and the scalars of the steps (tens of MB) stay small beside the data, and
 # that a stop does not wait for orders that nobody will use.
 FIRST_CHUNK_EPOCHS = 16
+FIRST_CHUNK_WORK = 1 << 24  # multiply-adds of forward passes: some milliseconds
 MAX_CHUNK_INDICES = 1 << 22
 MAX_CHUNK_STEPS = 1 << 20
 MAX_CHUNK_SECONDS = 0.1
@@ -332,7 +333,8 @@ class Trainer:
             for callback in callbacks:
                 if hasattr(callback, "on_fit_begin"):
                     callback.on_fit_begin(self, keys)
-            chunk = 1 if watched else FIRST_CHUNK_EPOCHS
+            work = len(data[0]) * self._model.plan.n_parameters
+            chunk = 1 if watched else max(FIRST_CHUNK_EPOCHS, FIRST_CHUNK_WORK // work)
             while len(history) < epochs and not self._stop.is_set():
                 n_before, start = len(history), perf_counter()
                 run(data, min(chunk, epochs - n_before), n_threads, history)

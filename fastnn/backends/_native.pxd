@@ -40,6 +40,17 @@ cdef extern from "fastnn.h" nogil:
         const double *sample_weight
         double total_weight
 
+    enum: FNN_SMALL_LAYERS
+
+    ctypedef struct fnn_small_layer:
+        Py_ssize_t ld_input
+        void *input
+
+    ctypedef struct fnn_small:
+        Py_ssize_t n_layers, n_rows, n_padded
+        void *parameters
+        fnn_small_layer layers[8]
+
     ctypedef struct fnn_array:
         const char *data
         Py_ssize_t n_rows, n_cols, row_stride_bytes, col_stride_bytes
@@ -72,6 +83,12 @@ cdef extern from "fastnn.h" nogil:
                               void *, Py_ssize_t) noexcept nogil
         void (*update)(int, const double *, double, double, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
                        void *, void *, Py_ssize_t) noexcept nogil
+        Py_ssize_t (*small_layout)(Py_ssize_t, const Py_ssize_t *, const int *, Py_ssize_t, Py_ssize_t, void *,
+                                   fnn_small *) noexcept nogil
+        void (*small_load)(const fnn_small *, const void *, const void *, const void *) noexcept nogil
+        void (*small_store)(const fnn_small *, void *, void *, void *) noexcept nogil
+        void (*small_step)(const fnn_small *, Py_ssize_t, const void *const *, const fnn_loss *, const int64_t *, int,
+                           const double *, double, double *, void *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const void *) noexcept nogil
         void (*add_scaled)(Py_ssize_t, double, const void *, void *) noexcept nogil
         int (*all_finite)(Py_ssize_t, const void *) noexcept nogil

@@ -31,6 +31,11 @@ cdef enum:
     UNITS_BETWEEN_FETCHES = 16
     # Rows that pass through all layers together: their activations stay in the second-level cache.
     PREDICT_ROWS = 128
+    # Networks no wider than this, on batches no longer, are trained in padded memory (csrc/small.tmpl.h): it stays in L1.
+    SMALL_WIDTH = 64
+    SMALL_ROWS = 64
+    # Reading the clock takes as long as a fifth of their smallest epochs: one reading for so many epochs of one step.
+    SMALL_EPOCHS_TIMED = 16
 
 # Ctrl-C is looked for this often.
 cdef double SIGNAL_SECONDS = 0.05
@@ -548,6 +553,7 @@ cdef struct Run:
     bint packed_only               # the first layer's weights live in their packed copy until the call ends
     char *gradient                 # of all parameters, or NULL where each tile is updated and forgotten
     char *snapshot                 # parameters and slots at the start of the epoch, or NULL
+    void *small_memory             # of train_small, or NULL
     Py_ssize_t n_slots
     const int32_t *stop
     double *losses
@@ -721,6 +727,17 @@ cdef double squared_weights(const Workspace *w, const Network *net) noexcept nog
     return total
 
 
+cdef inline double batch_weight(const Run *run, const int64_t *order, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """The sum of the weights of rows order[start:stop] (start:stop without an order), one after the other."""
+    cdef Py_ssize_t r
+    cdef double total = 0
+    if run.loss.sample_weight == NULL:
+        return <double>(stop - start)
+    for r in range(start, stop):
+        total += run.loss.sample_weight[order[r] if order != NULL else r]
+    return total
+
+
 cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
     """What each thread of a training call does. Threads meet at barriers; every branch is taken by all or none."""
     cdef Run *run = <Run *>context
@@ -751,11 +768,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
         start = 0
         while start < run.n_samples:
             stop = least(start + run.batch_size, run.n_samples)
-            total_weight = <double>(stop - start)
-            if loss.sample_weight != NULL:
-                total_weight = 0
-                for r in range(start, stop):
-                    total_weight += loss.sample_weight[order[r] if order != NULL else r]
+            total_weight = batch_weight(run, order, start, stop)
             moves = total_weight > 0
             loss.total_weight = total_weight if moves else 1
             scalars = run.scalars + step * run.n_scalars if update else NULL
@@ -850,6 +863,128 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
             return
 
 
+cdef bint is_small(const Run *run, int n_threads) noexcept nogil:
+    """Whether train_small can do this run: it has no dropout and no clipping."""
+    cdef const Network *net = run.net
+    cdef Py_ssize_t l
+    if (n_threads > 1 or run.batch_size > SMALL_ROWS or net.n_layers > FNN_SMALL_LAYERS or net.has_dropout
+            or run.clip_norm >= 0 or net.n_inputs > SMALL_WIDTH):
+        return False
+    for l in range(net.n_layers):
+        if run.w.layers[l].fan_out > SMALL_WIDTH:
+            return False
+    return True
+
+
+cdef Py_ssize_t small_init(Run *run, fnn_small *small) except -1:
+    """Padded memory for a small network, laid out and loaded; the caller frees run.small_memory. Returns its bytes."""
+    cdef const Network *net = run.net
+    cdef Py_ssize_t sizes[FNN_SMALL_LAYERS + 1]
+    cdef int activations[FNN_SMALL_LAYERS]
+    cdef Py_ssize_t l, n_bytes
+    sizes[0] = net.n_inputs
+    for l in range(net.n_layers):
+        sizes[l + 1] = run.w.layers[l].fan_out
+        activations[l] = run.w.layers[l].activation
+    n_bytes = net.k.small_layout(net.n_layers, sizes, activations, run.batch_size, run.n_slots, NULL, small)
+    run.small_memory = calloc(1, n_bytes + FNN_ALIGN_BYTES)
+    if run.small_memory == NULL:
+        raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace")
+    net.k.small_layout(net.n_layers, sizes, activations, run.batch_size, run.n_slots,
+                       <void *>((<size_t>run.small_memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES),
+                       small)
+    net.k.small_load(small, run.parameters, run.slots[0], run.slots[1])
+    return n_bytes
+
+
+cdef inline void share_seconds(Run *run, int n, double began) noexcept nogil:
+    """The time since `began` over the last n epochs."""
+    cdef int i
+    cdef double each = (fnn_seconds() - began) / n if n > 0 else 0
+    for i in range(n):
+        run.seconds[run.epochs_done - 1 - i] = each
+
+
+cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
+    """What train_task does, with one thread, for a network that is_small: whole steps in L1, one kernel call each."""
+    cdef const Network *net = run.net
+    cdef Workspace *w = run.w
+    cdef const void **rows = w.layers[0].rows
+    cdef Py_ssize_t state_bytes = (1 + run.n_slots) * small.n_padded * net.item_bytes
+    cdef Py_ssize_t epoch, start, stop, n, r, batch, step = 0
+    cdef const int64_t *order
+    cdef double epoch_loss, epoch_weight, batch_loss, weight, l2, began = fnn_seconds()
+    cdef int timed = 0
+    cdef fnn_loss loss = run.loss
+    cdef bint moves
+    for epoch in range(run.n_epochs):
+        order = run.orders + epoch * run.n_samples if run.orders != NULL else NULL
+        epoch_loss = epoch_weight = 0
+        memcpy(run.snapshot, small.parameters, state_bytes)
+        batch = start = 0
+        while start < run.n_samples and not run.quit:
+            stop = least(start + run.batch_size, run.n_samples)
+            n = stop - start
+            for r in range(n):
+                w.samples[r] = order[start + r] if order != NULL else start + r
+            loss.total_weight = batch_weight(run, order, start, stop)
+            moves = loss.total_weight > 0
+            epoch_weight += loss.total_weight
+            if not moves:
+                loss.total_weight = 1
+            if run.check and epoch == 0 and fnn_first_bad_row(&run.x, w.samples, 0, n, net.dtype) < n:
+                run.status = BAD_ROWS
+                break
+            if run.gather:
+                fnn_gather(&run.x, w.samples, 0, n, net.dtype, small.layers[0].input, small.layers[0].ld_input)
+            else:
+                for r in range(n):
+                    rows[r] = run.x.data + w.samples[r] * run.x.row_stride_bytes
+            if run.step_record != NULL:
+                net.k.small_store(small, run.parameters, NULL, NULL)
+                run.step_record[2 * step + 1] = squared_weights(w, net)
+            l2 = run.step_l2[step] if run.step_l2 != NULL else run.l2
+            net.k.small_step(small, n, NULL if run.gather else rows, &loss, w.samples, run.optimizer if moves else -1,
+                             run.scalars + step * run.n_scalars, l2, w.row_loss, w.scratch)
+            batch_loss = 0
+            for r in range(n):
+                weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
+                if weight != 0:
+                    epoch_loss += weight * w.row_loss[r]
+                    batch_loss += weight * w.row_loss[r]
+            if not isfinite(epoch_loss):
+                run.status = DIVERGED
+                break
+            if run.step_record != NULL:
+                run.step_record[2 * step] = batch_loss / loss.total_weight
+            step += 1
+            batch += 1
+            run.steps_done = step
+            start = stop
+            look_around(run)
+        if run.status == DONE and not net.k.all_finite(small.n_padded, small.parameters):
+            # or a pad is not, which means nothing
+            net.k.small_store(small, run.parameters, NULL, NULL)
+            if not net.k.all_finite(net.n_parameters, run.parameters):
+                run.status = DIVERGED
+                batch -= 1
+        if run.status == DIVERGED or run.status == BAD_ROWS:
+            run.bad_epoch = epoch
+            run.bad_batch = batch
+            memcpy(small.parameters, run.snapshot, state_bytes)
+        if run.status != DONE:
+            break
+        run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
+        run.epochs_done = epoch + 1
+        timed += 1
+        if timed == SMALL_EPOCHS_TIMED or run.n_samples > SMALL_ROWS:
+            share_seconds(run, timed, began)
+            began = fnn_seconds()
+            timed = 0
+    share_seconds(run, timed, began)
+    net.k.small_store(small, run.parameters, run.slots[0], run.slots[1])
+
+
 cdef int run_setup(Run *run, Workspace *w, NativePlan plan, Buffers buffers, object X, object labels, object targets,
                    object sample_weight, int loss, double loss_parameter, object parameters) except -1:
     """The parts that training, loss and gradient share."""
@@ -921,6 +1056,8 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     cdef int may_spin
     cdef Py_ssize_t steps, s, n_bytes, i
     cdef char *slot_memory
+    cdef fnn_small small
+    cdef bint use_small
     run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, parameters)
     if run.n_samples < 1 or batch_size < 1 or n_epochs < 0 or n_threads < 1:
         raise ValueError("rows, batch_size, n_epochs and n_threads must be positive")
@@ -958,6 +1095,9 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     try:
         used = plan_chunk(&run, plan, batch_size, n_threads, True)
         may_spin = used <= _cpu_count()
+        use_small = is_small(&run, used)
+        if use_small:
+            n_bytes = small_init(&run, &small)
         if clip_norm is not None or batch_size > w.rows:
             run.gradient = <char *>malloc(n_bytes)
         run.snapshot = <char *>malloc(n_bytes * (1 + run.n_slots))
@@ -965,7 +1105,10 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
             raise MemoryError(f"cannot allocate {n_bytes * (2 + run.n_slots)} bytes beside the model's parameters")
         run.packed_only = w.layers[0].packed != NULL and clip_norm is None and step_record is None
         with nogil:
-            fnn_run(train_task, &run, used, may_spin)
+            if use_small:
+                train_small(&run, &small)
+            else:
+                fnn_run(train_task, &run, used, may_spin)
             # an epoch that did not end left the last whole step there; one that was undone left nothing to keep
             if run.packed_only and run.status in (STOPPED, INTERRUPTED):
                 unpack_first(&w, &plan.net)
@@ -973,6 +1116,7 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
         free(w.memory)
         free(run.gradient)
         free(run.snapshot)
+        free(run.small_memory)
     return (losses[: run.epochs_done], seconds[: run.epochs_done], run.epochs_done, run.steps_done,
             STATUS_NAMES[run.status], run.bad_epoch, run.bad_batch, pending_error())
 

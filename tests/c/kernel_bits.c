@@ -296,6 +296,40 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width) {
     free(z), free(y), free(samples), free(labels), free(weight), free(row_loss), free(scratch);
 }
 
+/* Two steps of a small network in padded memory. */
+static void small(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t width, ptrdiff_t fan_out) {
+    const ptrdiff_t sizes[] = {fan_in, width, fan_out}, n_parameters = (fan_in + 1) * width + (width + 1) * fan_out;
+    const int activations[] = {(int)below(FNN_ACTIVATION_softmax), FNN_ACTIVATION_identity};
+    const int optimizer = (int)below(FNN_N_OPTIMIZERS), n_slots = fnn_optimizer_slots(optimizer);
+    fnn_small net;
+    const ptrdiff_t bytes = k->small_layout(2, sizes, activations, n, n_slots, 0, &net);
+    char *memory = memset(get((size_t)bytes), 0, (size_t)bytes);
+    k->small_layout(2, sizes, activations, n, n_slots, memory, &net);
+    void *state[3] = {filled(n_parameters, -1, 1), 0, 0};
+    for (int s = 0; s < n_slots; s++) state[1 + s] = filled(n_parameters, 0.1, 1);
+    void *x = filled(n * fan_in, -2, 2), *t = filled(n * fan_out, -1, 1), *scratch = get_scratch(fan_out, 0);
+    const void **rows = rows_of(x, n, fan_in);
+    int64_t *samples = get((size_t)n * sizeof *samples);
+    double *row_loss = get((size_t)n * sizeof *row_loss);
+    for (ptrdiff_t r = 0; r < n; r++) samples[r] = n - 1 - r;
+    fnn_loss loss = {.loss = FNN_LOSS_squared_error,
+                     .link = FNN_ACTIVATION_identity,
+                     .n_outputs = fan_out,
+                     .targets = t,
+                     .total_weight = (double)n};
+    k->small_load(&net, state[0], state[1], state[2]);
+    uint64_t h = START;
+    for (int step = 0; step < 2; step++) {
+        k->small_step(&net, n, rows, &loss, samples, optimizer, scalars, 0.01 * step, row_loss, scratch);
+        h = hashed_doubles(h, row_loss, n);
+    }
+    k->small_store(&net, state[0], state[1], state[2]);
+    for (int s = 0; s <= n_slots; s++) h = hashed_reals(h, state[s], n_parameters);
+    say("small_step", fnn_optimizer_name(optimizer), n, fan_in, width, h);
+    for (int s = 0; s <= n_slots; s++) free(state[s]);
+    free_rows(rows, n), free(memory), free(x), free(t), free(scratch), free(samples), free(row_loss);
+}
+
 static const fnn_kernels *find(const char *name) {
 #ifdef FNN_EMULATED_AVX512
     if (strcmp(name, "avx512") == 0) return dtype == FNN_F32 ? &fnn_kernels_f32_avx512 : &fnn_kernels_f64_avx512;
@@ -326,6 +360,7 @@ int main(int argc, char **argv) {
             dense(k, n, fan_in, fan_out);
             if (s % 4 >= 2) layers(k, n % 20 + 1, fan_out % 70 + 1);
             if (s % 4 >= 2) losses(k, n % 20 + 1, fan_out % 12 + 1);
+            small(k, n % 64 + 1, fan_in % 64 + 1, fan_out % 64 + 1, n % 11 + 1);
         }
     }
     return 0;

@@ -223,6 +223,28 @@ def perceptron_rows(k, rng, lengths):
             )
 
 
+@sweep("small_layout", "small_load", "small_store", "small_step")
+def small_networks(k, rng, lengths):
+    for i, width in enumerate(lengths):
+        optimizer = OPTIMIZERS[i % len(OPTIMIZERS)]
+        n_slots, n_scalars = _native.optimizer_shape(OPTIMIZERS.index(optimizer))
+        sizes = [(1, width, 2), (width, 3, 1), (5, 2, width)][i % 3]
+        n_parameters = sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+        network = (
+            sizes,
+            [ACTIVATIONS[i % len(ACTIVATIONS)], "identity"],
+            "squared_error",
+            rng.standard_normal(n_parameters),
+            [rng.uniform(0.1, 1, n_parameters) for _ in range(n_slots)],
+        )
+        n = [1, 3, 7, 64][i % 4]
+        check(
+            *(k, "small_step", network, rng.standard_normal((n, sizes[0]))),
+            *(rng.standard_normal((n, sizes[-1])), optimizer, np.full(n_scalars, 0.1), 0.01, 2),
+            given=i % 2 == 1,
+        )
+
+
 @sweep("fma_chains")
 def fma_chains(k, rng, lengths):
     check(k, "fma_chains", 5, rng.standard_normal(k.fma_chains(0)))

@@ -51,6 +51,13 @@ SIGNATURES = {
         *(integer, pointer, double, double, size, size),
         *(pointer, size, pointer, pointer, pointer, size),
     ),
+    "small_layout": (size, size, pointer, pointer, size, size, pointer, pointer),
+    "small_load": (None, pointer, pointer, pointer, pointer),
+    "small_store": (None, pointer, pointer, pointer, pointer),
+    "small_step": (
+        *(None, pointer, size, pointer, pointer, pointer),
+        *(integer, pointer, double, pointer, pointer),
+    ),
     "sum_of_squares": (double, size, pointer),
     "add_scaled": (None, size, double, pointer, pointer),
     "all_finite": (integer, size, pointer),
@@ -85,6 +92,27 @@ class Loss(ctypes.Structure):
         [("loss", integer), ("link", integer), ("parameter", double), ("n_outputs", size)]
         + [(name, pointer) for name in ("labels", "targets", "sample_weight")]
         + [("total_weight", double)]
+    )
+
+
+class SmallLayer(ctypes.Structure):
+    """fnn_small_layer of csrc/fastnn.h."""
+
+    _fields_ = (
+        [(name, size) for name in ("fan_in", "fan_out", "ld_input", "ld", "at")]
+        + [("activation", integer)]
+        + [(name, pointer) for name in ("input", "z", "delta", "turned")]
+        + [(name, pointer) for name in ("input_rows", "delta_rows", "weight_rows")]
+    )
+
+
+class Small(ctypes.Structure):
+    """fnn_small of csrc/fastnn.h."""
+
+    _fields_ = (
+        [(name, size) for name in ("n_layers", "n_rows", "n_padded")]
+        + [("parameters", pointer), ("slots", pointer * 2), ("gradient", pointer)]
+        + [("layers", SmallLayer * 8)]
     )
 
 
@@ -537,6 +565,56 @@ class Kernels:
             *(address(w), address(bias), self.scratch(n)),
         )
         return mistakes, *self.done(w, bias)
+
+    def small_step(self, network, X, targets, optimizer, scalars, l2, n_steps=1, given=False):
+        """(row losses of each step, parameters, slots...) after n_steps on these rows.
+
+        network: (sizes, activations, loss, parameters, slots). `given`: the rows lie in the
+        network's own memory already, instead of in the caller's.
+        """
+        sizes, activations, loss, parameters, slots = network
+        sizes = np.array(sizes, np.intp)
+        index = np.array([LINKS.index(name) for name in activations], np.int32)
+        n, n_slots = len(X), len(slots)
+        net = Small()
+        layout = (len(index), address(sizes), address(index), n, n_slots)
+        n_bytes = self.slots["small_layout"](*layout, None, ctypes.addressof(net))
+        room = self.memory.put_scratch(n_bytes)
+        room[...] = 0
+        assert n_bytes == self.slots["small_layout"](*layout, address(room), ctypes.addressof(net))
+        p = self.array(parameters)
+        state = [self.array(slot) for slot in slots]
+        flat = [address(p), *(address(slot) for slot in state), None, None][:3]
+        self.slots["small_load"](ctypes.addressof(net), *flat)
+        pointers, _rows = self.rows(X)
+        t = self.array(targets)
+        samples = self.memory.put(np.arange(n))
+        job = Loss(
+            loss=LOSSES.index(loss),
+            link=LINKS.index(activations[-1]),
+            n_outputs=sizes[-1],
+            targets=address(t),
+            total_weight=n,
+        )
+        h = self.memory.put(np.asarray(scalars, np.float64))
+        row_loss = self.memory.put(np.full((n_steps, n), np.nan))
+        if given:
+            first = net.layers[0]
+            for r, row in enumerate(_rows):
+                at = first.input + r * first.ld_input * self.dtype.itemsize
+                ctypes.memmove(at, row.ctypes.data, row.nbytes)
+        scratch = self.scratch(sizes[-1])
+        for step in range(n_steps):
+            self.slots["small_step"](
+                *(ctypes.addressof(net), n, None if given else address(pointers)),
+                *(ctypes.addressof(job), address(samples)),
+                *(OPTIMIZERS.index(optimizer) if optimizer else -1, address(h), l2),
+                *(row_loss.ctypes.data + step * 8 * n, scratch),
+            )
+        self.slots["small_store"](ctypes.addressof(net), *flat)
+        return self.done(row_loss, p, *state)
+
+    small_layout = small_load = small_store = small_step
 
     def fma_chains(self, n_rounds, x=None):
         """The values after so many rounds; without x, how many values there are."""

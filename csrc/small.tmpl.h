@@ -1,0 +1,177 @@
+/* Small networks: a whole step of training in one call, every array in L1.
+ *
+ * Parameters, states and activations lie in memory of their own, padded to whole vectors, so that nothing has a tail:
+ * the pads of weights, deltas and gradients are zero, and nothing real reads the others. A layer's bias is the last row
+ * of its weights, its inputs end in a column of ones: a product of one more term, in the same chain (1 * b + sum is
+ * sum + b). The elements are therefore those of dense.tmpl.h, bit for bit, as long as fan_in < FNN_BLOCK. */
+
+INLINE ptrdiff_t N(padded)(ptrdiff_t n) {
+    return (n + LANES - 1) / LANES * LANES;
+}
+
+/* Divide `memory` (zeroed; NULL: only find the size) for a network of these sizes and chunks of up to n_rows rows.
+ * Returns the bytes needed. */
+static ptrdiff_t N(small_layout)(ptrdiff_t n_layers, const ptrdiff_t *sizes, const int *activations, ptrdiff_t n_rows,
+                                 ptrdiff_t n_slots, void *memory, fnn_small *net) {
+    char *base = memory, *at = base;
+#define TAKE(type, pointer, n)                                                                                         \
+    do {                                                                                                               \
+        if (base) pointer = (type *)at;                                                                                \
+        at += ((n) * (ptrdiff_t)sizeof(type) + FNN_ALIGN_BYTES - 1) / FNN_ALIGN_BYTES * FNN_ALIGN_BYTES;               \
+    } while (0)
+    net->n_layers = n_layers;
+    net->n_rows = n_rows;
+    net->n_padded = 0;
+    for (ptrdiff_t l = 0; l < n_layers; l++) {
+        fnn_small_layer *layer = &net->layers[l];
+        layer->fan_in = sizes[l];
+        layer->fan_out = sizes[l + 1];
+        layer->activation = activations[l];
+        layer->ld_input = N(padded)(layer->fan_in + 1);
+        layer->ld = N(padded)(layer->fan_out);
+        layer->at = net->n_padded;
+        net->n_padded += (layer->fan_in + 1) * layer->ld;
+    }
+    /* together, parameters first: one copy saves or restores them */
+    REAL *state = 0;
+    TAKE(REAL, state, (1 + n_slots) * net->n_padded);
+    net->parameters = state;
+    for (int s = 0; s < 2; s++) net->slots[s] = base && s < n_slots ? state + (1 + s) * net->n_padded : 0;
+    REAL *gradient = 0;
+    TAKE(REAL, gradient, net->n_padded);
+    net->gradient = gradient;
+    for (ptrdiff_t l = 0; l < n_layers; l++) {
+        fnn_small_layer *layer = &net->layers[l];
+        REAL *input = 0, *z = 0, *delta = 0, *turned = 0;
+        const void **rows = 0;
+        TAKE(REAL, input, n_rows * layer->ld_input);
+        layer->input = input;
+        TAKE(const void *, rows, n_rows);
+        layer->input_rows = rows;
+        for (ptrdiff_t r = 0; base && r < n_rows; r++) {
+            rows[r] = input + r * layer->ld_input;
+            input[r * layer->ld_input + layer->fan_in] = 1;
+        }
+        TAKE(REAL, delta, n_rows * layer->ld);
+        layer->delta = delta;
+        TAKE(const void *, rows, n_rows);
+        layer->delta_rows = rows;
+        for (ptrdiff_t r = 0; base && r < n_rows; r++) rows[r] = delta + r * layer->ld;
+        TAKE(REAL, turned, layer->fan_out * N(padded)(layer->fan_in));
+        layer->turned = turned;
+        TAKE(const void *, rows, layer->fan_in);
+        layer->weight_rows = rows;
+        for (ptrdiff_t k = 0; base && k < layer->fan_in; k++) rows[k] = state + layer->at + k * layer->ld;
+        const int last = l == n_layers - 1;
+        if (last || fnn_activation_needs_z(layer->activation))
+            TAKE(REAL, z, n_rows * (last ? layer->ld : N(padded)(layer->fan_out + 1)));
+        layer->z = z;
+        if (l > 0 && !net->layers[l - 1].z) net->layers[l - 1].z = layer->input;
+    }
+#undef TAKE
+    return at - base;
+}
+
+/* The weights of a layer on their side, (fan_out, fan_in): what its backward pass reads. */
+INLINE void N(small_turn)(const fnn_small *net) {
+    for (ptrdiff_t l = 1; l < net->n_layers; l++) {
+        const fnn_small_layer *layer = &net->layers[l];
+        N(pack_transposed)((const REAL *const *)layer->weight_rows, layer->fan_in, 0, layer->fan_out, layer->turned,
+                           N(padded)(layer->fan_in));
+    }
+}
+
+/* Parameters and state slots (flat, as a model keeps them) into padded memory, or back. */
+static void N(small_load)(const fnn_small *net, const void *parameters, const void *slot_a, const void *slot_b) {
+    const REAL *from[3] = {parameters, slot_a, slot_b};
+    REAL *to[3] = {net->parameters, net->slots[0], net->slots[1]};
+    for (int s = 0; s < 3; s++)
+        for (ptrdiff_t l = 0; to[s] && l < net->n_layers; l++) {
+            const fnn_small_layer *layer = &net->layers[l];
+            for (ptrdiff_t k = 0; k <= layer->fan_in; k++, from[s] += layer->fan_out)
+                for (ptrdiff_t j = 0; j < layer->fan_out; j += LANES)
+                    N(store)(to[s] + layer->at + k * layer->ld + j, N(load_n)(from[s] + j, layer->fan_out - j));
+        }
+    N(small_turn)(net);
+}
+static void N(small_store)(const fnn_small *net, void *parameters, void *slot_a, void *slot_b) {
+    const REAL *from[3] = {net->parameters, net->slots[0], net->slots[1]};
+    REAL *to[3] = {parameters, slot_a, slot_b};
+    for (int s = 0; s < 3; s++)
+        for (ptrdiff_t l = 0; to[s] && l < net->n_layers; l++) {
+            const fnn_small_layer *layer = &net->layers[l];
+            for (ptrdiff_t k = 0; k <= layer->fan_in; k++, to[s] += layer->fan_out)
+                for (ptrdiff_t j = 0; j < layer->fan_out; j += LANES)
+                    N(store_n)(to[s] + j, N(load)(from[s] + layer->at + k * layer->ld + j), layer->fan_out - j);
+        }
+}
+
+INLINE void N(small_product)(N(tile_job) job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
+    for (ptrdiff_t j = 0; j < n_cols; j += NR) {
+        N(tile_job) panel = job;
+        panel.b += j;
+        panel.c += j;
+        N(run_tiles)(&panel, n_rows, N(least)(NR, n_cols - j), flags);
+    }
+}
+
+/* One step on n rows (at most net->n_rows): their losses, then, with an optimizer, gradients and update.
+ * rows: n pointers to fan_in values, or NULL where layers[0].input holds them already. */
+static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *const *rows, const fnn_loss *loss,
+                          const int64_t *samples, int optimizer, const double *scalars, double l2, double *row_loss,
+                          void *scratch) {
+    const fnn_small_layer *layers = net->layers, *last = layers + net->n_layers - 1, *layer;
+    REAL *parameters = net->parameters, *gradient = net->gradient;
+    if (rows) {
+        REAL *to = layers->input;
+        const ptrdiff_t n_cols = layers->fan_in;
+        for (ptrdiff_t r = 0; r < n; r++, to += layers->ld_input) {
+            for (ptrdiff_t j = 0; j < n_cols; j += LANES)
+                N(store)(to + j, N(load_n)((const REAL *)rows[r] + j, n_cols - j));
+            to[n_cols] = 1;
+        }
+    }
+    for (layer = layers; layer <= last; layer++) {
+        const int hidden = layer < last;
+        N(small_product)(N(rows_job)(layer->fan_in + 1, (const REAL *const *)layer->input_rows, 0,
+                                     parameters + layer->at, layer->ld, layer->z,
+                                     hidden ? layer[1].ld_input : layer->ld, 0, 0),
+                         n, layer->ld, 0);
+        if (!hidden) break;
+        const ptrdiff_t ld = layer[1].ld_input;
+        REAL *y = layer[1].input;
+        if (layer->activation != FNN_ACTIVATION_identity || y != layer->z)
+            N(activate)(layer->activation, n, layer->ld, layer->z, ld, y, ld);
+        for (ptrdiff_t r = 0; r < n; r++) y[r * ld + layer->fan_out] = 1;
+    }
+    N(loss)(loss, n, last->z, last->ld, samples, last->delta, last->ld, row_loss, scratch);
+    if (optimizer < 0) return;
+    for (layer = last; layer > layers; layer--) {
+        const fnn_small_layer *below = layer - 1;
+        N(small_product)(N(rows_job)(layer->fan_out, (const REAL *const *)layer->delta_rows, 0, layer->turned, below->ld,
+                                     below->delta, below->ld, 0, 0),
+                         n, below->ld, 0);
+        if (below->activation != FNN_ACTIVATION_identity)
+            N(activate_backward)(below->activation, n, below->ld, below->z, layer->input, layer->ld_input, below->delta,
+                                 below->ld);
+    }
+    for (layer = layers; layer <= last; layer++) {
+        N(small_product)(N(columns_job)(n, layer->input, layer->ld_input, layer->delta, layer->ld, gradient + layer->at,
+                                        layer->ld, 0),
+                         layer->fan_in + 1, layer->ld, N(COLS));
+    }
+    REAL *a = net->slots[0], *b = net->slots[1];
+    if (l2 == 0) {
+        N(update)(optimizer, scalars, 0, 1, 1, net->n_padded, gradient, 0, parameters, a, b, 0);
+    } else {
+        for (layer = layers; layer <= last; layer++) {
+            ptrdiff_t at = layer->at, n_weights = layer->fan_in * layer->ld;
+            for (int bias = 0; bias < 2; bias++) {
+                N(update)(optimizer, scalars, bias ? 0 : l2, 1, 1, bias ? layer->ld : n_weights, gradient + at, 0,
+                          parameters + at, a ? a + at : 0, b ? b + at : 0, 0);
+                at += n_weights;
+            }
+        }
+    }
+    N(small_turn)(net);
+}
