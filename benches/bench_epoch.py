@@ -29,7 +29,7 @@ def test_float64(benchmark, record, name, n_threads):
 def train(benchmark, record, name, n_threads, dtype):
     workload = WORKLOADS[name]
     one = Fastnn(workload, n_threads, dtype)
-    peak = machine.fma_gflops(dtype)
+    peak = machine.multiply_add_gflops(dtype)
     result = benchmark.pedantic(one.run, (0,), rounds=5, warmup_rounds=1)
     loss = score(workload, result, dtype)
     check(workload, loss, 0)

@@ -27,7 +27,7 @@ def test_one_row(benchmark, name):
 def test_throughput(benchmark, record, monkeypatch, name, n_threads):
     monkeypatch.setenv("FASTNN_NUM_THREADS", str(n_threads))
     one = FastnnInference(WORKLOADS[name], n_threads)
-    peak = machine.fma_gflops()
+    peak = machine.multiply_add_gflops()
     benchmark.pedantic(one.run, (0,), rounds=5, warmup_rounds=1)
     check_outputs(one)
     if benchmark.stats:

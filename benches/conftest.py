@@ -45,7 +45,7 @@ def rate(benchmark, record):
     """
 
     def run(call, dtype="float32", isa=None):
-        peak = machine.fma_gflops(dtype, isa, seconds=0.02)
+        peak = machine.multiply_add_gflops(dtype, isa, seconds=0.02)
         benchmark(call.call)
         if not benchmark.stats:  # --benchmark-disable
             return

@@ -1,17 +1,16 @@
 """The machine in words and figures, without its name; and the yardstick of every share."""
 
-import ctypes
 import functools
 import os
 import platform
 import re
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from fastnn.backends import _native
+from fastnn.backends.peak import multiply_add_gflops
 
 
 def info() -> dict:
@@ -48,22 +47,9 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def fma_gflops(dtype: str = "float32", isa: str | None = None, seconds: float = 0.05) -> float:
-    """The fastest of some runs of multiply-adds on one core, in 10^9 operations a second."""
-    address = _native.kernel_address(isa or _native.isa(), dtype, "fma_chains")
-    chains = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_void_p)(address)
-    values = np.ones(chains(0, None), dtype)
-    rounds, best, end = 20_000, 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        chains(rounds, values.ctypes.data)
-        best = max(best, 2 * rounds * values.size / (time.perf_counter() - start) / 1e9)
-    return best
-
-
 if __name__ == "__main__":
     for key, value in info().items():
         print(f"{key}: {value}")
     for dtype in ("float32", "float64"):
-        print(f"multiply-add peak of a core, {dtype}: {fma_gflops(dtype):.0f} GFLOP/s")
+        print(f"multiply-add peak of a core, {dtype}: {multiply_add_gflops(dtype):.0f} GFLOP/s")
     sys.exit()

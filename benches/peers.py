@@ -8,17 +8,12 @@ training, or of each of many; weights and bias of perceptrons; the outputs of an
 
 import importlib
 import importlib.util
-import itertools
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from workloads import (
-    BETA1,
-    BETA2,
-    EPSILON,
-    MOMENTUM,
     ErrorCorrection,
     Inference,
     Training,
@@ -26,6 +21,9 @@ from workloads import (
     load,
     orders,
 )
+
+from fastnn import _numpy_training
+from fastnn._numpy_training import BETA1, BETA2, EPSILON, MOMENTUM
 
 REGISTRY: list[type["Peer"]] = []
 
@@ -258,132 +256,21 @@ class ScikitLearnPerceptron(Peer):
 # NumPy by hand ------------------------------------------------------------------------------------
 
 
-class FlatNet:
-    """Buffers for a net whose parameters lie in one array, so that the optimizer is one sweep."""
-
-    def __init__(self, workload, seed, dtype):
-        pairs = initial_parameters(workload.layer_sizes, workload.activation, seed, dtype)
-        self.workload = workload
-        self.p = np.concatenate([a.ravel() for pair in pairs for a in pair])
-        self.g, self.m, self.v, self.t1, self.t2 = (np.zeros_like(self.p) for _ in range(5))
-        self.W, self.b = self.split(self.p)
-        self.gW, self.gb = self.split(self.g)
-        shape = [(workload.batch_size, n) for n in workload.layer_sizes[1:]]
-        self.H, self.D = ([np.empty(s, dtype) for s in shape] for _ in range(2))
-        self.n_steps = 0
-
-    def split(self, flat):
-        at, weights, biases = 0, [], []
-        sizes = self.workload.layer_sizes
-        for n_in, n_out in itertools.pairwise(sizes):
-            weights.append(flat[at : at + n_in * n_out].reshape(n_in, n_out))
-            at += n_in * n_out
-            biases.append(flat[at : at + n_out])
-            at += n_out
-        return weights, biases
-
-
 class NumPy(Peer):
     name, needs, dtypes = "NumPy", "numpy", ("float32", "float64")
     only = ONE_BY_ONE
 
     def run(self, seed):
-        w, n = self.workload, len(self.X)
-        net = FlatNet(w, seed, self.dtype)
-        for order in orders(n, w, seed):
-            for start in range(0, n, w.batch_size):
-                rows = order[start : start + w.batch_size]
-                self.gradients(net, self.X[rows], self.y[rows])
-                self.update(net)
-        return list(zip(net.W, net.b, strict=True))
-
-    def gradients(self, net, x, y):
-        w, n, last = self.workload, len(x), len(net.W) - 1
-        h, scale = x, x.dtype.type(1 / n)
-        for k in range(last + 1):
-            z = net.H[k][:n]
-            np.dot(h, net.W[k], out=z)
-            z += net.b[k]
-            if k < last:
-                activate(w.activation, z)
-            h = z
-        d = net.D[last][:n]
-        if w.output == "softmax":
-            np.subtract(h, h.max(1, keepdims=True), out=d)
-            np.exp(d, out=d)
-            d /= d.sum(1, keepdims=True)
-            d[np.arange(n), y] -= 1
-        else:
-            if w.output == "sigmoid":
-                activate("sigmoid", h)
-            np.subtract(h, y, out=d)
-        d *= scale
-        for k in range(last, -1, -1):
-            below = x if k == 0 else net.H[k - 1][:n]
-            np.dot(below.T, d, out=net.gW[k])
-            d.sum(0, out=net.gb[k])
-            if k:
-                back = net.D[k - 1][:n]
-                np.dot(d, net.W[k].T, out=back)
-                if w.activation == "relu":
-                    back *= below > 0
-                elif w.activation == "tanh":
-                    back *= 1 - below * below
-                else:
-                    back *= below * (1 - below)
-                d = back
-
-    def update(self, net):
-        w, real = self.workload, net.p.dtype.type
-        p, g, m, v, t1, t2 = net.p, net.g, net.m, net.v, net.t1, net.t2
-        net.n_steps += 1
-        if w.optimizer == "momentum":
-            m *= real(MOMENTUM)
-            m += g
-            np.multiply(m, real(w.learning_rate), out=t1)
-            p -= t1
-            return
-        np.subtract(g, m, out=t1)
-        t1 *= real(1 - BETA1)
-        m += t1
-        np.multiply(g, g, out=t1)
-        t1 -= v
-        t1 *= real(1 - BETA2)
-        v += t1
-        correction = (1 - BETA2**net.n_steps) ** 0.5
-        np.sqrt(v, out=t1)
-        t1 += real(EPSILON * correction)
-        np.divide(m, t1, out=t2)
-        t2 *= real(w.learning_rate * correction / (1 - BETA1**net.n_steps))
-        p -= t2
-
-
-def activate(name, z):
-    if name == "relu":
-        np.maximum(z, 0, out=z)
-    elif name == "tanh":
-        np.tanh(z, out=z)
-    else:
-        np.negative(z, out=z)
-        np.exp(z, out=z)
-        z += 1
-        np.reciprocal(z, out=z)
+        w = self.workload
+        pairs = initial_parameters(w.layer_sizes, w.activation, seed, self.dtype)
+        return _numpy_training.train(w, pairs, self.X, self.y, orders(len(self.X), w, seed))
 
 
 class NumPyInference(Peer):
     name, needs, kind = "NumPy", "numpy", Inference
 
     def predict(self, x):
-        for k, (W, b) in enumerate(self.parameters):
-            x = x @ W
-            x += b
-            if k < len(self.parameters) - 1:
-                activate(self.workload.activation, x)
-        if self.workload.output == "softmax":
-            x -= x.max(1, keepdims=True)
-            np.exp(x, out=x)
-            x /= x.sum(1, keepdims=True)
-        return x
+        return _numpy_training.predict(self.workload, self.parameters, x)
 
     def run(self, seed):  # by chunks, whose arrays stay in the cache
         return np.concatenate([self.predict(self.X[i : i + 1024]) for i in at_every(1024, self.X)])
@@ -574,7 +461,9 @@ class Numba(Peer):
         self.fit(0, self.X[: w.batch_size], np.arange(min(w.batch_size, len(self.X)))[None])
 
     def fit(self, seed, X, order):
-        w, net = self.workload, FlatNet(self.workload, seed, "float32")
+        w = self.workload
+        pairs = initial_parameters(w.layer_sizes, w.activation, seed)
+        net = _numpy_training.FlatNet(w, pairs)
         self.train(
             *(X, self.labels, self.targets, net.p, net.g, net.m, net.v),
             *(tuple(net.W), tuple(net.b), tuple(net.gW), tuple(net.gb), tuple(net.H), tuple(net.D)),

@@ -21,8 +21,6 @@ FASHION = Path(os.environ.get("FASTNN_FASHION_MNIST") or "/usr/share/datasets/fa
 TINY = os.environ.get("FASTNN_BENCH_TINY", "0") not in ("", "0")
 MAX_ROWS = 1000 if TINY else None
 N_IMAGES = MAX_ROWS or 60_000
-MOMENTUM = 0.9
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: ``fastnn demo | train | predict | info``.
+"""The command line: ``fastnn demo | train | predict | info | bench``.
 
 Exit status: 0 where all went well, 1 for an error in the data, a file or the training, 2 for a
 wrong command line, 130 after Ctrl-C.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
 import sys
 import time
@@ -197,6 +198,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     info.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="file of a model")
     info.set_defaults(run=run_info)
+
+    bench = commands.add_parser(
+        "bench",
+        parents=[common],
+        help="measure what this machine gives",
+        description="Times training and prediction on generated data, in turn with NumPy doing the "
+        "same work and with scikit-learn where it is installed. 'of peak' is the share of the "
+        "multiply-adds that all threads could do; 'NumPy 2.5x' means that NumPy takes 2.5 times "
+        "as long. OMP_NUM_THREADS=1 bounds all of them to one thread.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bench.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of all")
+    bench.add_argument(
+        "--seconds", type=_positive_real, default=20.0, metavar="S", help="about how long"
+    )
+    bench.add_argument("--json", action="store_true", help="write JSON in place of the table")
+    bench.set_defaults(run=run_bench)
     return parser
 
 
@@ -389,6 +407,51 @@ def run_info(options: argparse.Namespace) -> None:
                 lines.append((name, _listed(value)))
     for name, text in lines:
         print(f"{name:<13}{text}")
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """Show the main figures of this machine."""
+    from fastnn import _bench
+
+    machine = _bench.machine()
+    measured = _bench.figures(options.dtype, options.seconds)
+    if options.json:
+        content = {
+            "fastnn": fastnn.__version__,
+            "dtype": options.dtype,
+            "machine": machine,
+            "figures": [figure.as_dict() for figure in measured],
+        }
+        print(json.dumps(content, indent=2))
+        return
+    peak = machine["peak_gflops"][options.dtype]
+    others = ["NumPy"] + ["scikit-learn"] * (machine["scikit-learn"] is not None)
+    versions = ", ".join(
+        f"{name} {machine[name]}"
+        for name in ("python", "numpy", "scikit-learn")
+        if machine[name] is not None
+    )
+    print(f"fastnn {fastnn.__version__}, {options.dtype}, threads: {machine['threads']}")
+    print(f"{machine['processor']}, {machine['instruction_set']}, {machine['system']}; {versions}")
+    if peak is not None:
+        print(f"multiply-add peak: {peak:.0f} GFLOP/s a core")
+    if machine["load"] is not None and machine["load"] > 0.5:
+        print(f"other programs are running (load {machine['load']}): expect less than this gives")
+    group = None
+    for figure in measured:
+        if figure.group != group:
+            group = figure.group
+            heads = "".join(f"{name:>14}" for name in others)
+            print(f"\n{group:<34}{'time':>9}{'rows/s':>14}{'of peak':>9}{heads}")
+        share = "" if figure.share_of_peak is None else f"{figure.share_of_peak:.0%}"
+        ratios = "".join(f"{_ratio_text(figure.ratios[name]):>14}" for name in others)
+        print(
+            f"  {figure.name:<32}{_time_text(figure.seconds):>9}{figure.rows_per_second:>14,.0f}"
+            f"{share:>9}{ratios}",
+            flush=True,
+        )
+        if figure.p99 is not None:
+            print(f"  {'  99 of 100 calls within':<32}{_time_text(figure.p99):>9}")
 
 
 # Data ---------------------------------------------------------------------------------------------
@@ -710,6 +773,18 @@ def _number_texts(values: np.ndarray) -> list[str]:
     if values.dtype.kind == "f":
         return [str(int(v)) if v == int(v) else str(v) for v in values.tolist()]
     return list(map(str, values.astype(np.int64).tolist() if values.dtype.kind == "b" else values))
+
+
+def _time_text(seconds: float) -> str:
+    """Three figures, in the unit that suits."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def _ratio_text(ratio: float | None) -> str:
+    return "other result" if ratio is None else f"{ratio:.3g}x"
 
 
 def _is_number(text: str) -> bool:

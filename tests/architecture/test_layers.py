@@ -23,7 +23,7 @@ ROOMS = [
     ["schedules", "callbacks", "history"],
     ["trainer"],
     ["rate_finder", "config", "many"],
-    ["sklearn", "_pictures"],
+    ["sklearn", "_pictures", "_numpy_training", "_bench"],
     ["cli"],
     ["__main__"],
 ]
@@ -35,7 +35,7 @@ KERNEL_BORROWERS = {"validation"}
 
 # Third-party packages, and the only modules that may import them (inside a function or not).
 ONLY_IN = {
-    "sklearn": {"sklearn"},
+    "sklearn": {"sklearn", "_bench"},
     "matplotlib": {"history", "rate_finder", "cli", "_pictures"},
     "safetensors": {"persistence"},
     "scipy": {"tables"},

@@ -480,7 +480,7 @@ def test_debug_shows_the_traceback(tmp_path):
         cli.main(["train", str(tmp_path / "no.csv"), "--debug"])
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["predict"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["predict"], ["info"], ["bench"]])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as caught:
         cli.main([*command, "--help"])
