@@ -86,6 +86,18 @@ typedef struct {
     int packed_only;                     /* only the copy is updated: `weights` are stale until it is unpacked */
 } fnn_gradient;
 
+/* Rows of which only some values are stored: for each row pointers to its column numbers, in rising order, and its
+ * values, and how many there are. */
+typedef struct {
+    const void *const *index; /* int64_t where `wide`, else int32_t */
+    const void *const *value;
+    const ptrdiff_t *count;
+    int wide;
+} fnn_entries;
+
+/* Rows of W that are a unit of work of sparse_gradient. */
+#define FNN_SPARSE_UNIT 16
+
 /* A loss on the output layer, and how targets are laid out. */
 typedef struct {
     int loss, link; /* fnn_loss_id, fnn_activation */

@@ -6,6 +6,7 @@
 #include "activation.tmpl.h"
 #include "dense.tmpl.h"
 #include "loss.tmpl.h"
+#include "sparse.tmpl.h"
 #include "small.tmpl.h"
 #include "random.tmpl.h"
 #include "perceptron.tmpl.h"

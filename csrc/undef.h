@@ -43,4 +43,8 @@
 #undef ROW_BLOCKS
 #undef GROUP
 #undef CORRECT
+#undef CHAIN
+#undef SPARSE_AHEAD
+#undef SPARSE_ENTRIES
+#undef SPARSE_COLUMNS
 #undef CHAINS

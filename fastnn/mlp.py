@@ -15,6 +15,7 @@ from fastnn.backends import BACKENDS, get_backend
 from fastnn.backends.base import Backend
 from fastnn.plan import Plan, check_memory
 from fastnn.preprocessing import Preprocessing
+from fastnn.sparse_rows import SparseRows
 from fastnn.tables.losses import LossRow, encode_targets, resolve_loss
 from fastnn.threads import resolve_n_threads
 from fastnn.validation import (
@@ -210,6 +211,7 @@ class MLP:
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_features,)
+            A sparse matrix of SciPy's is read as CSR; only what it stores is touched.
         out : ndarray, optional
             Where to write: of the result's shape, the model's dtype, C-contiguous, apart from X
             and from the parameters.
@@ -243,7 +245,7 @@ class MLP:
         TypeError, ValueError
             X of the wrong type, shape or value.
         """
-        X = check_X(X, self._plan.n_features, self._plan.dtype)
+        X = check_X(X, self._plan.n_features, self._plan.dtype, sparse=True)
         return self._backend.layer_outputs(self._plan, self._parameters, X, resolve_n_threads())
 
     def input_gradient(self, X: Any) -> np.ndarray:
@@ -263,7 +265,7 @@ class MLP:
         TypeError, ValueError
             X of the wrong type, shape or value.
         """
-        X = check_X(X, self._plan.n_features, self._plan.dtype)
+        X = check_X(X, self._plan.n_features, self._plan.dtype, sparse=True)
         return self._backend.input_gradient(self._plan, self._parameters, X, resolve_n_threads())
 
     def loss_and_gradient(
@@ -478,12 +480,12 @@ def _predict(
     """`MLP.predict` for every kind of argument; a backend may put a faster way before it."""
     # A result of our own may be thrown away half written; `out` belongs to the caller.
     late = out is None and backend.checks_rows
-    X = check_X(X, plan.n_features, plan.dtype, allow_1d=True, finite=not late)
+    X = check_X(X, plan.n_features, plan.dtype, allow_1d=True, finite=not late, sparse=True)
     shape = (*X.shape[:-1], plan.n_outputs)
     if out is None:
         out = np.empty(shape, plan.dtype)
     else:
-        check_out(out, shape, plan.dtype, X, parameters)
+        check_out(out, shape, plan.dtype, X.data if isinstance(X, SparseRows) else X, parameters)
     arguments = (
         plan,
         parameters,
@@ -556,7 +558,7 @@ def check_data(
 
     With ``finite=False`` the backend looks for NaN and infinity in X.
     """
-    X = check_X(X, plan.n_features, plan.dtype, name=names[0], finite=finite)
+    X = check_X(X, plan.n_features, plan.dtype, name=names[0], finite=finite, sparse=True)
     if not len(X):
         raise ValueError(f"{names[0]} has no rows, but at least one is needed")
     y = encode_targets(loss, y, len(X), plan.n_outputs, plan.dtype, name=names[1])

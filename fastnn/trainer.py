@@ -277,7 +277,8 @@ class Trainer:
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Read in place where it can be (see `fastnn.validation.check_X`).
+            Read in place where it can be (see `fastnn.validation.check_X`). A sparse matrix of
+            SciPy's is read as CSR, and only what it stores is touched.
         y : array-like of shape (n_samples, n_outputs), or (n_samples,)
             Targets; labels for cross_entropy.
         epochs : int

@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from fastnn.sparse_rows import SparseRows, is_sparse
+
 __all__ = [
     "NATIVE_DTYPES",
     "check_X",
@@ -180,7 +182,7 @@ def as_array(value: Any, name: str) -> np.ndarray:
     """
     if type(value) is np.ndarray:
         return value
-    if hasattr(value, "toarray") and hasattr(value, "nnz"):
+    if is_sparse(value):
         raise TypeError(f"{name} is sparse ({type(value).__name__}): use {name}.toarray()")
     # Nobody can hold a masked array without having loaded numpy.ma, which is slow to import.
     masked = sys.modules.get("numpy.ma")
@@ -246,7 +248,8 @@ def check_X(
     name: str = "X",
     allow_1d: bool = False,
     finite: bool = True,
-) -> np.ndarray:
+    sparse: bool = False,
+) -> Any:
     """Rows of features as an array that the backends may read in place.
 
     Parameters
@@ -263,15 +266,26 @@ def check_X(
         Whether one row of shape (n_features,) is accepted too; it comes back 1-D.
     finite : bool
         False leaves the search for NaN and infinity to a backend that looks as it reads.
+    sparse : bool
+        Whether a sparse matrix of SciPy's is accepted, which comes back as `SparseRows`.
+
+    Returns
+    -------
+    ndarray or SparseRows
 
     Raises
     ------
     TypeError
-        Complex numbers, text, dates, a sparse matrix.
+        Complex numbers, text, dates; a sparse matrix unless `sparse`.
     ValueError
         The wrong shape, NaN, infinity, or a number beyond the range of `dtype`.
     """
-    X = as_real_array(X, name, dtype)
+    if sparse and is_sparse(X):
+        X = SparseRows(X, dtype, name)
+        check_stored_finite(X, name)
+        finite = False
+    else:
+        X = as_real_array(X, name, dtype)
     if X.ndim != 2 and not (allow_1d and X.ndim == 1):
         shapes = "(n_samples, n_features)" + (" or (n_features,)" if allow_1d else "")
         hint = ""
@@ -302,6 +316,17 @@ def check_finite(array: np.ndarray, name: str, dtype: np.dtype) -> None:
                 f"{name} contains {what} at {_place(at)}: remove or replace such entries, or "
                 "scale the column"
             )
+
+
+def check_stored_finite(rows: SparseRows, name: str) -> None:
+    """Raise ValueError with the place of the first stored value that is not finite."""
+    if _all_finite(rows.data, rows.dtype):
+        return
+    stored = int(np.argmin(np.isfinite(rows.data)))
+    raise ValueError(
+        f"{name} contains {rows.data[stored]} at {_place(rows.place(stored))}: remove or replace "
+        "such entries, or scale the column"
+    )
 
 
 def raise_not_finite(array: np.ndarray, name: str, dtype: np.dtype) -> NoReturn:

@@ -41,6 +41,13 @@ cdef extern from "fastnn.h" nogil:
         double total_weight
 
     enum: FNN_SMALL_LAYERS
+    enum: FNN_SPARSE_UNIT
+
+    ctypedef struct fnn_entries:
+        const void *const *index
+        const void *const *value
+        const Py_ssize_t *count
+        int wide
 
     ctypedef struct fnn_small_layer:
         Py_ssize_t ld_input
@@ -83,6 +90,10 @@ cdef extern from "fastnn.h" nogil:
                               void *, Py_ssize_t) noexcept nogil
         void (*update)(int, const double *, double, double, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
                        void *, void *, Py_ssize_t) noexcept nogil
+        void (*compress_rows)(const void *const *, Py_ssize_t, Py_ssize_t, int32_t *, void *, Py_ssize_t *) noexcept nogil
+        void (*sparse_forward)(const fnn_entries *, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
+                               void *, Py_ssize_t) noexcept nogil
+        void (*sparse_gradient)(const fnn_gradient *, const fnn_entries *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         Py_ssize_t (*small_layout)(Py_ssize_t, const Py_ssize_t *, const int *, Py_ssize_t, Py_ssize_t, void *,
                                    fnn_small *) noexcept nogil
         void (*small_load)(const fnn_small *, const void *, const void *, const void *) noexcept nogil

@@ -331,8 +331,31 @@ cdef class NativePlan:
         free(self.layers)
 
 
+cdef enum Rows:
+    DENSE
+    MOSTLY_ZERO                    # dense rows, whose nonzero values are collected batch by batch
+    CSR                            # rows stored without their zeros
+
+
+cdef struct Source:
+    fnn_array x                    # with CSR only its shape
+    bint gather                    # whether rows must be converted
+    int rows                       # one of Rows
+    const char *indptr             # CSR: where each row begins, and the last one ends
+    const char *indices
+    const char *data
+    bint wide_indptr, wide_indices # int64, else int32
+
+
 cdef struct Workspace:
     Layer *layers                  # a copy of the plan's, with buffers
+    int sparse                     # Rows: whether the first layer reads `entries`
+    fnn_entries entries
+    const void **entry_index       # of each row of the chunk; entries points to these
+    const void **entry_value
+    Py_ssize_t *entry_count
+    int32_t *compressed_index      # MOSTLY_ZERO: n_inputs for each row
+    char *compressed_value
     char *scratch                  # scratch_bytes for each thread
     Py_ssize_t scratch_bytes
     Py_ssize_t rows                # rows that the buffers hold
@@ -350,7 +373,7 @@ cdef char *take(char **at, Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads, bint backward,
-                        bint dropout, bint gather, bint pack, char *base) noexcept nogil:
+                        bint dropout, const Source *source, bint pack, char *base) noexcept nogil:
     """Divide one block of memory; with base NULL only its size is found. Returns the size in bytes."""
     cdef char *at = base
     cdef Py_ssize_t l, r, item = net.item_bytes, buffer_bytes
@@ -363,8 +386,21 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     w.samples = <int64_t *>take(&at, rows * sizeof(int64_t))
     w.row_loss = <double *>take(&at, rows * sizeof(double))
     w.batch_ld = fnn_row_stride(net.n_inputs, item)
-    w.batch = take(&at, rows * w.batch_ld * item) if gather else NULL
+    w.batch = take(&at, rows * w.batch_ld * item) if source.gather else NULL
     w.rows = rows
+    w.sparse = source.rows
+    if w.sparse != DENSE:
+        w.entry_index = <const void **>take(&at, rows * sizeof(void *))
+        w.entry_value = <const void **>take(&at, rows * sizeof(void *))
+        w.entry_count = <Py_ssize_t *>take(&at, rows * sizeof(Py_ssize_t))
+        w.entries.index = w.entry_index
+        w.entries.value = w.entry_value
+        w.entries.count = w.entry_count
+        w.entries.wide = source.wide_indices
+    if w.sparse == MOSTLY_ZERO:
+        w.compressed_index = <int32_t *>take(&at, rows * net.n_inputs * sizeof(int32_t))
+        w.compressed_value = take(&at, rows * net.n_inputs * item)
+        w.entries.wide = False
     for l in range(net.n_layers):
         layer = &scratch_layer if dry else &w.layers[l]
         layer[0] = plan[l]
@@ -375,6 +411,9 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
         layer.dropped = layer.y
         layer.factor = NULL
         layer.delta = NULL
+        if l == 0 and w.sparse != DENSE:
+            layer.packed_elems = 0
+            layer.units = (layer.fan_in + FNN_SPARSE_UNIT - 1) // FNN_SPARSE_UNIT
         layer.packed = take(&at, layer.packed_elems * item) if pack and layer.packed_elems > 0 else NULL
         if backward:
             layer.delta = take(&at, buffer_bytes)
@@ -383,12 +422,15 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
                 layer.dropped = take(&at, buffer_bytes)
                 layer.factor = take(&at, buffer_bytes)
     if not dry:
+        for r in range(rows if w.sparse == MOSTLY_ZERO else 0):
+            w.entry_index[r] = w.compressed_index + r * net.n_inputs
+            w.entry_value[r] = w.compressed_value + r * net.n_inputs * item
         for l in range(net.n_layers):
             layer = &w.layers[l]
             for r in range(rows):
                 if l > 0:
                     layer.rows[r] = w.layers[l - 1].dropped + r * w.layers[l - 1].ld * item
-                elif gather:
+                elif source.gather:
                     layer.rows[r] = w.batch + r * w.batch_ld * item
                 if backward:
                     layer.delta_rows[r] = layer.delta + r * layer.ld * item
@@ -396,22 +438,22 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
 
 
 cdef int try_workspace(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
-                       bint backward, bint dropout, bint gather, bint pack) noexcept nogil:
+                       bint backward, bint dropout, const Source *source, bint pack) noexcept nogil:
     """Allocate and lay out; -1 where memory is short."""
-    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, pack, NULL)
+    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, NULL)
     w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
     if w.memory == NULL:
         return -1
-    lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, pack,
+    lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack,
             <char *>((<size_t>w.memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES))
     return 0
 
 
 cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
-                        bint backward, bint dropout, bint gather, bint pack) except -1:
+                        bint backward, bint dropout, const Source *source, bint pack) except -1:
     cdef Py_ssize_t n_bytes
-    if try_workspace(w, net, plan, rows, n_threads, backward, dropout, gather, pack) != 0:
-        n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, gather, pack, NULL)
+    if try_workspace(w, net, plan, rows, n_threads, backward, dropout, source, pack) != 0:
+        n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, NULL)
         raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace for {rows} rows")
     return 0
 
@@ -461,15 +503,30 @@ cdef struct DropoutKey:
     uint32_t stream
 
 
-cdef void point_rows(Workspace *w, const Network *net, const fnn_array *x, bint gather, Py_ssize_t r0,
+cdef inline int64_t index_at(const char *indices, bint wide, Py_ssize_t at) noexcept nogil:
+    return (<const int64_t *>indices)[at] if wide else (<const int32_t *>indices)[at]
+
+
+cdef void point_rows(Workspace *w, const Network *net, const Source *source, Py_ssize_t r0,
                      Py_ssize_t r1) noexcept nogil:
     """Make rows [r0, r1) of the chunk readable: pointers into X where it can be read in place, else converted copies."""
-    cdef Py_ssize_t r
-    if gather:
+    cdef const fnn_array *x = &source.x
+    cdef Py_ssize_t r, begin
+    if source.rows == CSR:
+        for r in range(r0, r1):
+            begin = index_at(source.indptr, source.wide_indptr, w.samples[r])
+            w.entry_index[r] = source.indices + begin * (8 if source.wide_indices else 4)
+            w.entry_value[r] = source.data + begin * net.item_bytes
+            w.entry_count[r] = index_at(source.indptr, source.wide_indptr, w.samples[r] + 1) - begin
+        return
+    if source.gather:
         fnn_gather(x, w.samples + r0, 0, r1 - r0, net.dtype, w.batch + r0 * w.batch_ld * net.item_bytes, w.batch_ld)
     else:
         for r in range(r0, r1):
             w.layers[0].rows[r] = x.data + w.samples[r] * x.row_stride_bytes
+    if source.rows == MOSTLY_ZERO:
+        net.k.compress_rows(w.layers[0].rows + r0, r1 - r0, net.n_inputs, w.compressed_index + r0 * net.n_inputs,
+                            w.compressed_value + r0 * net.n_inputs * net.item_bytes, w.entry_count + r0)
 
 
 cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, const DropoutKey *key, bint link,
@@ -477,10 +534,17 @@ cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
     """Layers' outputs of rows [r0, r1). Without `link` the last layer stops at its logits (the loss takes those)."""
     cdef Py_ssize_t l, at, n = r1 - r0
     cdef Layer *layer
+    cdef fnn_entries entries = w.entries
     for l in range(net.n_layers):
         layer = &w.layers[l]
         at = r0 * layer.ld * net.item_bytes
-        if layer.packed != NULL:
+        if l == 0 and w.sparse != DENSE:
+            entries.index = w.entry_index + r0
+            entries.value = w.entry_value + r0
+            entries.count = w.entry_count + r0
+            net.k.sparse_forward(&entries, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out, layer.z + at,
+                                   layer.ld)
+        elif layer.packed != NULL:
             net.k.dense_forward_packed(layer.rows + r0, n, layer.fan_in, layer.packed, layer.bias, layer.fan_out,
                                        layer.z + at, layer.ld)
         else:
@@ -518,6 +582,85 @@ cdef void backward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r
                                     below.delta + at, below.ld)
 
 
+# --- rows as they come ------------------------------------------------------------------------------------------------
+
+# A sample of rows is looked at, to see whether most of their values are zero.
+cdef enum:
+    SAMPLE_ROWS = 32
+    ROWS_PER_SAMPLE = 64
+    SPARSE_INPUTS = 32
+    SPARSE_OUTPUTS = 16
+    MOST_COMPRESSED = 1 << 20      # values of a chunk: memory beside X stays small
+cdef double SPARSE_DENSITY = 0.3
+
+
+def set_sparse_density(double density):
+    """Set how many of the values may be other than zero for a first layer to skip the zeros; returns the old share.
+
+    For tests: bits do not depend on it.
+    """
+    global SPARSE_DENSITY
+    old = SPARSE_DENSITY
+    SPARSE_DENSITY = density
+    return old
+
+
+cdef int choose_rows(Source *source, const Network *net, const Layer *layer, Py_ssize_t rows, double rows_to_come) except -1:
+    """Whether skipping zeros will pay: `rows` are read at once, and so many in all."""
+    cdef Py_ssize_t n = source.x.n_rows, n_sample, i, found = 0
+    cdef int64_t *samples
+    cdef char *sample
+    if (source.rows == CSR or layer.fan_in < SPARSE_INPUTS or layer.fan_out < SPARSE_OUTPUTS
+            or <double>rows * <double>layer.fan_in > MOST_COMPRESSED):
+        return 0
+    n_sample = SAMPLE_ROWS if rows_to_come / ROWS_PER_SAMPLE >= SAMPLE_ROWS else <Py_ssize_t>(rows_to_come / ROWS_PER_SAMPLE)
+    n_sample = least(n_sample, n)
+    if n_sample < 1:
+        return 0
+    samples = <int64_t *>malloc(n_sample * sizeof(int64_t))
+    sample = <char *>malloc(n_sample * layer.fan_in * net.item_bytes)
+    if samples != NULL and sample != NULL:
+        for i in range(n_sample):
+            samples[i] = <int64_t>(<double>i * <double>n / <double>n_sample)
+        fnn_gather(&source.x, samples, 0, n_sample, net.dtype, sample, layer.fan_in)
+        for i in range(n_sample * layer.fan_in):
+            found += (<const float *>sample)[i] != 0 if net.dtype == FNN_F32 else (<const double *>sample)[i] != 0
+        if <double>found <= SPARSE_DENSITY * <double>(n_sample * layer.fan_in):
+            source.rows = MOSTLY_ZERO
+    free(samples)
+    free(sample)
+    return 0
+
+
+cdef int open_rows(Source *source, const Network *net, Buffers buffers, object X) except -1:
+    """X as rows that point_rows reads: an array, or CSR arrays (fastnn.sparse_rows.SparseRows)."""
+    cdef Py_buffer *view
+    cdef int kind = FNN_KIND_F32 if net.dtype == FNN_F32 else FNN_KIND_F64
+    cdef Py_ssize_t n_stored, i, before, at
+    source.rows = DENSE
+    indptr = getattr(X, "indptr", None)
+    if indptr is None:
+        describe(buffers.get(X, False), &source.x)
+        source.gather = not fnn_in_place(&source.x, net.dtype)
+    else:
+        source.rows = CSR
+        source.gather = False
+        source.x.n_rows, source.x.n_cols = X.shape
+        n_stored = len(X.indices)
+        view = buffers.get(indptr, False)
+        source.wide_indptr = kind_of(view) == FNN_KIND_I64
+        source.indptr = <const char *>view.buf
+        if not source.wide_indptr and kind_of(view) != FNN_KIND_I32 or len(indptr) != source.x.n_rows + 1:
+            raise ValueError("indptr must hold n_rows + 1 numbers of int32 or int64")
+        source.wide_indices = X.indices.dtype == np.int64
+        source.indices = buffers.flat(X.indices, FNN_KIND_I64 if source.wide_indices else FNN_KIND_I32, n_stored, False,
+                                      "indices")
+        source.data = buffers.flat(X.data, kind, n_stored, False, "data")
+    if source.x.n_cols != net.n_inputs:
+        raise ValueError(f"X has {source.x.n_cols} features, but this model was built for {net.n_inputs} (layer_sizes[0])")
+    return 0
+
+
 # --- training --------------------------------------------------------------------------------------------------------------
 
 cdef enum Status:
@@ -533,8 +676,7 @@ STATUS_NAMES = ("done", "stopped", "interrupted", "diverged", "bad rows")
 cdef struct Run:
     const Network *net
     Workspace *w
-    fnn_array x
-    bint gather
+    Source source
     fnn_loss loss
     const int64_t *orders          # n_epochs permutations of the rows, or NULL for the natural order
     Py_ssize_t n_samples, batch_size, n_epochs
@@ -650,7 +792,7 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         if begin >= end:
             continue
         job.input_rows = layer.rows
-        job.ld_input = run.w.layers[l - 1].ld if l > 0 else run.w.batch_ld if run.gather else 0
+        job.ld_input = run.w.layers[l - 1].ld if l > 0 else run.w.batch_ld if run.source.gather else 0
         job.packed = layer.packed
         job.packed_only = l == 0 and run.packed_only
         job.delta = layer.delta
@@ -672,12 +814,15 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         job.bias_b = run.slots[1] + layer.bias_at * item if run.n_slots > 1 else NULL
         while begin < end:
             stop = least(begin + UNITS_BETWEEN_FETCHES, end) if asked < n_later else end
-            net.k.dense_gradient(&job, begin, stop, scratch)
+            if l == 0 and run.w.sparse != DENSE:
+                net.k.sparse_gradient(&job, &run.w.entries, begin, stop, scratch)
+            else:
+                net.k.dense_gradient(&job, begin, stop, scratch)
             if asked < n_later:
                 # in step with the work done, so that requests never queue up
                 done += (stop - begin) * cost // layer.units
                 upto = least(n_later, n_later * done // (hi - lo + 1) + 1)
-                fnn_prefetch_rows(&run.x, later + asked, upto - asked)
+                fnn_prefetch_rows(&run.source.x, later + asked, upto - asked)
                 asked = upto
             begin = stop
 
@@ -753,12 +898,13 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
     cdef const double *scalars
     cdef double total_weight, epoch_weight, epoch_loss, batch_loss, weight, began, l2
     cdef fnn_loss loss = run.loss
-    cdef bint update = run.optimizer >= 0, clip = run.clip_norm >= 0, done, moves
+    cdef bint update = run.optimizer >= 0, clip = run.clip_norm >= 0, done, moves, fetch
     key = &epoch_key if net.has_dropout and update else NULL
     pack(w, net, t, n_threads)
     fnn_barrier_wait(barrier)
     for epoch in range(run.n_epochs):
         order = run.orders + epoch * run.n_samples if run.orders != NULL else NULL
+        fetch = order != NULL and run.source.rows != CSR
         epoch_key.epoch = run.key.epoch + <uint64_t>epoch
         epoch_loss = epoch_weight = 0
         began = fnn_seconds() if t == 0 else 0
@@ -788,9 +934,9 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                     w.samples[r] = order[chunk + r] if order != NULL else chunk + r
                 if r1 > r0:
                     if run.check and epoch == 0:
-                        if fnn_first_bad_row(&run.x, w.samples, r0, r1, net.dtype) < r1:
+                        if fnn_first_bad_row(&run.source.x, w.samples, r0, r1, net.dtype) < r1:
                             fnn_flag_set(&run.bad)
-                    point_rows(w, net, &run.x, run.gather, r0, r1)
+                    point_rows(w, net, &run.source, r0, r1)
                     forward(w, net, r0, r1, key, False, scratch)
                     at = r0 * last.ld * net.item_bytes
                     net.k.loss(&loss, r1 - r0, last.z + at, last.ld, w.samples + r0, last.delta + at, last.ld,
@@ -824,7 +970,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
                     r0 = later * t // n_threads
                     r1 = later * (t + 1) // n_threads
                     gradients(run, n, chunk == start, done and update and not clip, scalars, l2, t, n_threads,
-                              order + chunk + n + r0, r1 - r0 if order != NULL else 0, scratch)
+                              order + chunk + n + r0, r1 - r0 if fetch else 0, scratch)
                 if t == 0:
                     look_around(run)
                     if done and not clip:
@@ -868,7 +1014,7 @@ cdef bint is_small(const Run *run, int n_threads) noexcept nogil:
     cdef const Network *net = run.net
     cdef Py_ssize_t l
     if (n_threads > 1 or run.batch_size > SMALL_ROWS or net.n_layers > FNN_SMALL_LAYERS or net.has_dropout
-            or run.clip_norm >= 0 or net.n_inputs > SMALL_WIDTH):
+            or run.clip_norm >= 0 or net.n_inputs > SMALL_WIDTH or run.source.rows == CSR):
         return False
     for l in range(net.n_layers):
         if run.w.layers[l].fan_out > SMALL_WIDTH:
@@ -932,19 +1078,19 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
             epoch_weight += loss.total_weight
             if not moves:
                 loss.total_weight = 1
-            if run.check and epoch == 0 and fnn_first_bad_row(&run.x, w.samples, 0, n, net.dtype) < n:
+            if run.check and epoch == 0 and fnn_first_bad_row(&run.source.x, w.samples, 0, n, net.dtype) < n:
                 run.status = BAD_ROWS
                 break
-            if run.gather:
-                fnn_gather(&run.x, w.samples, 0, n, net.dtype, small.layers[0].input, small.layers[0].ld_input)
+            if run.source.gather:
+                fnn_gather(&run.source.x, w.samples, 0, n, net.dtype, small.layers[0].input, small.layers[0].ld_input)
             else:
                 for r in range(n):
-                    rows[r] = run.x.data + w.samples[r] * run.x.row_stride_bytes
+                    rows[r] = run.source.x.data + w.samples[r] * run.source.x.row_stride_bytes
             if run.step_record != NULL:
                 net.k.small_store(small, run.parameters, NULL, NULL)
                 run.step_record[2 * step + 1] = squared_weights(w, net)
             l2 = run.step_l2[step] if run.step_l2 != NULL else run.l2
-            net.k.small_step(small, n, NULL if run.gather else rows, &loss, w.samples, run.optimizer if moves else -1,
+            net.k.small_step(small, n, NULL if run.source.gather else rows, &loss, w.samples, run.optimizer if moves else -1,
                              run.scalars + step * run.n_scalars, l2, w.row_loss, w.scratch)
             batch_loss = 0
             for r in range(n):
@@ -994,11 +1140,8 @@ cdef int run_setup(Run *run, Workspace *w, NativePlan plan, Buffers buffers, obj
     memset(w, 0, sizeof(Workspace))
     run.net = &plan.net
     run.w = w
-    describe(buffers.get(X, False), &run.x)
-    if run.x.n_cols != plan.net.n_inputs:
-        raise ValueError(f"X has {run.x.n_cols} features, but this model was built for {plan.net.n_inputs} (layer_sizes[0])")
-    run.gather = not fnn_in_place(&run.x, plan.net.dtype)
-    run.n_samples = run.x.n_rows
+    open_rows(&run.source, &plan.net, buffers, X)
+    run.n_samples = run.source.x.n_rows
     run.loss.loss = loss
     run.loss.link = plan.layers[plan.net.n_layers - 1].activation
     run.loss.parameter = loss_parameter
@@ -1028,11 +1171,13 @@ cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_thre
     if backward_too:
         chunk_work *= 3
     n_threads = threads_for(chunk_work, n_threads)
+    choose_rows(&run.source, run.net, plan.layers, rows,
+                <double>run.n_samples * <double>(run.n_epochs if run.n_epochs > 0 else 1))
     run.batch_size = batch_size
     run.chunks_between_looks = <Py_ssize_t>(1e5 / chunk_work) + 1
     run.next_look = fnn_seconds() + SIGNAL_SECONDS
     # a few rows a step would read the copy once or twice, and pay for keeping it
-    workspace_init(run.w, run.net, plan.layers, rows, n_threads, True, run.optimizer >= 0, run.gather, rows >= 8)
+    workspace_init(run.w, run.net, plan.layers, rows, n_threads, True, run.optimizer >= 0, &run.source, rows >= 8)
     set_parameters(run.w, run.net, run.parameters)
     return n_threads
 
@@ -1079,7 +1224,7 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     for s in range(run.n_slots):
         run.slots[s] = slot_memory + s * plan.net.n_parameters * plan.net.item_bytes
     run.l2 = l2
-    run.check = check_rows
+    run.check = check_rows and run.source.rows != CSR  # whose values have been looked at
     run.step_l2 = <const double *>buffers.flat(step_l2, FNN_KIND_F64, steps, False, "step_l2")
     run.step_record = <double *>buffers.flat(step_record, FNN_KIND_F64, 2 * steps, True, "step_record")
     run.clip_norm = -1 if clip_norm is None else clip_norm
@@ -1169,8 +1314,7 @@ def loss_and_gradient(NativePlan plan, X, labels, targets, sample_weight, int lo
 cdef struct Prediction:
     const Network *net
     Workspace *w
-    fnn_array x
-    bint gather
+    Source source
     char **outputs                 # of each layer, contiguous (n_rows, fan_out); NULL where not wanted
     char *jacobian                 # (n_rows, n_outputs, n_inputs), or NULL
     Py_ssize_t rows_per_thread
@@ -1190,7 +1334,7 @@ cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, v
     cdef char *to
     for r in range(n):
         w.samples[r0 + r] = begin + r
-    point_rows(w, net, &p.x, p.gather, r0, r0 + n)
+    point_rows(w, net, &p.source, r0, r0 + n)
     forward(w, net, r0, r0 + n, NULL, True, scratch)
     for l in range(net.n_layers):
         layer = &w.layers[l]
@@ -1215,7 +1359,7 @@ cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier
     cdef Prediction *p = <Prediction *>context
     # Whoever is free takes the next rows: the first thread, which looks for signals, is then never done long before
     # the others.
-    cdef Py_ssize_t n = p.x.n_rows, at, stop, bad
+    cdef Py_ssize_t n = p.source.x.n_rows, at, stop, bad
     cdef void *scratch = p.w.scratch + t * p.w.scratch_bytes
     cdef double now
     cdef int raised
@@ -1225,7 +1369,7 @@ cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier
             return
         stop = least(at + p.rows_per_thread, n)
         if p.check:
-            bad = fnn_first_bad_row(&p.x, NULL, at, stop, p.net.dtype)
+            bad = fnn_first_bad_row(&p.source.x, NULL, at, stop, p.net.dtype)
             if bad < stop:
                 p.bad_row = bad  # any of them will do for the message
                 return
@@ -1259,27 +1403,25 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     cdef double work
     memset(&p, 0, sizeof(p))
     memset(&w, 0, sizeof(w))
-    describe(buffers.get(X, False), &p.x)
-    if p.x.n_cols != net.n_inputs:
-        raise ValueError(f"X has {p.x.n_cols} features, but this model was built for {net.n_inputs} (layer_sizes[0])")
-    if p.x.n_rows == 0:
+    open_rows(&p.source, net, buffers, X)
+    if p.source.x.n_rows == 0:
         return -1
     flat = buffers.flat(parameters, kind, net.n_parameters, False, "parameters")
-    p.jacobian = buffers.flat(jacobian, kind, p.x.n_rows * net.n_outputs * net.n_inputs, True, "jacobian")
+    p.jacobian = buffers.flat(jacobian, kind, p.source.x.n_rows * net.n_outputs * net.n_inputs, True, "jacobian")
     p.net = net
     p.w = &w
-    p.gather = not fnn_in_place(&p.x, net.dtype)
-    p.check = check
-    p.bad_row = p.x.n_rows
+    p.check = check and p.source.rows != CSR
+    p.bad_row = p.source.x.n_rows
     p.next_look = fnn_seconds() + SIGNAL_SECONDS
-    work = <double>p.x.n_rows * <double>net.multiply_adds
+    work = <double>p.source.x.n_rows * <double>net.multiply_adds
     if p.jacobian != NULL:
         work *= 1 + net.n_outputs
     used = threads_for(work, n_threads)
     may_spin = False
     # equal shares, in the fewest rounds that the buffers allow
-    rounds = (p.x.n_rows + used * PREDICT_ROWS - 1) // (used * PREDICT_ROWS)
-    p.rows_per_thread = (p.x.n_rows + used * rounds - 1) // (used * rounds)
+    rounds = (p.source.x.n_rows + used * PREDICT_ROWS - 1) // (used * PREDICT_ROWS)
+    p.rows_per_thread = (p.source.x.n_rows + used * rounds - 1) // (used * rounds)
+    choose_rows(&p.source, net, plan.layers, p.rows_per_thread * used, <double>p.source.x.n_rows)
     held = []
     try:
         if net.n_layers > 256:
@@ -1292,10 +1434,10 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
                 # more arrays than Buffers holds, for a deep net: each has its own
                 holder = Buffers()
                 held.append(holder)
-                outs[l] = (<Buffers>holder).flat(outputs[l], kind, p.x.n_rows * plan.layers[l].fan_out, True, "outputs")
+                outs[l] = (<Buffers>holder).flat(outputs[l], kind, p.source.x.n_rows * plan.layers[l].fan_out, True, "outputs")
         p.outputs = outs
-        workspace_init(&w, net, plan.layers, p.rows_per_thread * used, used, p.jacobian != NULL, False, p.gather,
-                       p.x.n_rows >= 64)
+        workspace_init(&w, net, plan.layers, p.rows_per_thread * used, used, p.jacobian != NULL, False, &p.source,
+                       p.source.x.n_rows >= 64)
         set_parameters(&w, net, flat)
         pack(&w, net, 0, 1)
         with nogil:
@@ -1307,7 +1449,7 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     error = pending_error()
     if error is not None:
         raise error
-    return p.bad_row if p.bad_row < p.x.n_rows else -1
+    return p.bad_row if p.bad_row < p.source.x.n_rows else -1
 
 
 # --- the simple perceptron ------------------------------------------------------------------------------------------------------
@@ -1474,13 +1616,16 @@ cdef class Predictor:
     cdef int run(self, const fnn_array *x, char *out) noexcept nogil:
         """0 where done; 2 where a value is not finite or memory is short, which the fallback reports."""
         cdef Workspace w
+        cdef Source source
         cdef Network *net = &self.plan.net
         cdef Layer *last
         cdef Py_ssize_t begin = 0, n, r, row_bytes = net.n_outputs * net.item_bytes
         cdef Py_ssize_t rows = least(PREDICT_ROWS, x.n_rows)
         if fnn_first_bad_row(x, NULL, 0, x.n_rows, net.dtype) < x.n_rows:
             return 2
-        if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, False, False) != 0:
+        memset(&source, 0, sizeof(Source))
+        source.x = x[0]
+        if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, &source, False) != 0:
             return 2
         set_parameters(&w, net, self.parameters)
         last = &w.layers[net.n_layers - 1]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Lowest first. A module may import from its own room and from every room before it.
 ROOMS = [
     ["errors", "_distribution"],
-    ["rng", "threads"],
+    ["rng", "threads", "sparse_rows"],
     ["tables"],
     ["validation", "plan"],
     ["persistence", "preprocessing", "datasets"],

@@ -296,6 +296,42 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width) {
     free(z), free(y), free(samples), free(labels), free(weight), free(row_loss), free(scratch);
 }
 
+/* Rows that are mostly zero, through the sparse kernels. */
+static void sparse(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out) {
+    void *x = filled(n * fan_in, -2, 2), *w = filled(fan_in * fan_out, -1, 1), *b = filled(fan_out, -1, 1);
+    for (ptrdiff_t i = 0; i < n * fan_in; i++)
+        if (draw() % 4) put(x, i, 0);
+    void *z = get(SIZE(n * fan_out)), *delta = filled(n * fan_out, -1, 1), *values = get(SIZE(n * fan_in));
+    void *g = get(SIZE(fan_in * fan_out)), *gb = get(SIZE(fan_out)), *scratch = get_scratch(fan_out, 1);
+    const void **rows = rows_of(x, n, fan_in), **index = get((size_t)n * sizeof *index),
+               **value = get((size_t)n * sizeof *value);
+    int32_t *columns = get((size_t)(n * fan_in) * sizeof *columns);
+    ptrdiff_t *count = get((size_t)n * sizeof *count);
+    k->compress_rows(rows, n, fan_in, columns, values, count);
+    uint64_t h = hashed(START, count, (size_t)n * sizeof *count);
+    for (ptrdiff_t r = 0; r < n; r++) {
+        index[r] = columns + r * fan_in;
+        value[r] = (char *)values + SIZE(r * fan_in);
+        h = hashed_reals(hashed(h, index[r], (size_t)count[r] * sizeof *columns), value[r], count[r]);
+    }
+    say("compress_rows", "", n, fan_in, 0, h);
+    const fnn_entries entries = {.index = index, .value = value, .count = count};
+    k->sparse_forward(&entries, n, fan_in, w, b, fan_out, z, fan_out);
+    say("sparse_forward", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
+    fnn_gradient job = {.delta = delta,
+                        .ldd = fan_out,
+                        .n_rows = n,
+                        .fan_in = fan_in,
+                        .fan_out = fan_out,
+                        .gradient = g,
+                        .bias_gradient = gb,
+                        .optimizer = -1};
+    k->sparse_gradient(&job, &entries, 0, (fan_in + FNN_SPARSE_UNIT - 1) / FNN_SPARSE_UNIT, scratch);
+    say("sparse_gradient", "", n, fan_in, fan_out, hashed_reals(hashed_reals(START, g, fan_in * fan_out), gb, fan_out));
+    free_rows(rows, n), free(index), free(value), free(x), free(w), free(b), free(z), free(delta), free(values);
+    free(g), free(gb), free(scratch), free(columns), free(count);
+}
+
 /* Two steps of a small network in padded memory. */
 static void small(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t width, ptrdiff_t fan_out) {
     const ptrdiff_t sizes[] = {fan_in, width, fan_out}, n_parameters = (fan_in + 1) * width + (width + 1) * fan_out;
@@ -360,6 +396,7 @@ int main(int argc, char **argv) {
             dense(k, n, fan_in, fan_out);
             if (s % 4 >= 2) layers(k, n % 20 + 1, fan_out % 70 + 1);
             if (s % 4 >= 2) losses(k, n % 20 + 1, fan_out % 12 + 1);
+            sparse(k, n, fan_in, fan_out);
             small(k, n % 64 + 1, fan_in % 64 + 1, fan_out % 64 + 1, n % 11 + 1);
         }
     }

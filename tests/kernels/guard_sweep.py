@@ -223,6 +223,19 @@ def perceptron_rows(k, rng, lengths):
             )
 
 
+@sweep("compress_rows", "sparse_forward", "sparse_gradient")
+def sparse(k, rng, lengths):
+    for i, (n, fan_in, fan_out) in enumerate(shapes(lengths)):
+        X = rng.standard_normal((n, fan_in)) * (rng.random((n, fan_in)) < (0, 0.2, 0.9)[i % 3])
+        W, b, delta = (rng.standard_normal(s) for s in ((fan_in, fan_out), fan_out, (n, fan_out)))
+        wide = i % 2 == 1
+        check(k, "sparse_forward", X, W, b, wide)
+        check(k, "sparse_gradient", X, delta, wide)
+        ordinary = Kernels(k.isa, k.dtype.name)
+        for got, expected in zip(k.compress_rows(X), ordinary.compress_rows(X), strict=True):
+            assert np.array_equal(got, expected)
+
+
 @sweep("small_layout", "small_load", "small_store", "small_step")
 def small_networks(k, rng, lengths):
     for i, width in enumerate(lengths):

@@ -51,6 +51,9 @@ SIGNATURES = {
         *(integer, pointer, double, double, size, size),
         *(pointer, size, pointer, pointer, pointer, size),
     ),
+    "compress_rows": (None, pointer, size, size, pointer, pointer, pointer),
+    "sparse_forward": (None, pointer, size, size, pointer, pointer, size, pointer, size),
+    "sparse_gradient": (None, pointer, pointer, size, size, pointer),
     "small_layout": (size, size, pointer, pointer, size, size, pointer, pointer),
     "small_load": (None, pointer, pointer, pointer, pointer),
     "small_store": (None, pointer, pointer, pointer, pointer),
@@ -83,6 +86,12 @@ class Gradient(ctypes.Structure):
         + [(name, pointer) for name in ("bias", "bias_a", "bias_b", "packed")]
         + [("packed_only", integer)]
     )
+
+
+class Entries(ctypes.Structure):
+    """fnn_entries of csrc/fastnn.h."""
+
+    _fields_ = [(name, pointer) for name in ("index", "value", "count")] + [("wide", integer)]
 
 
 class Loss(ctypes.Structure):
@@ -328,6 +337,48 @@ class Kernels:
         )  # fmt: skip
         return self.done(d)
 
+    def entries(self, X, wide=False):
+        """(fnn_entries of the nonzero values of X, what must stay alive)."""
+        kind = np.int64 if wide else np.int32
+        index = [self.memory.put(np.flatnonzero(row).astype(kind)) for row in X]
+        value = [self.array(row[np.flatnonzero(row)]) for row in X]
+        pointers = [
+            self.memory.put(np.array([a.ctypes.data for a in arrays], np.uintp))
+            for arrays in (index, value)
+        ]
+        count = self.memory.put(np.array([len(i) for i in index], np.intp))
+        return Entries(*map(address, (*pointers, count)), wide), (index, value, pointers, count)
+
+    def sparse_forward(self, X, W, b, wide=False):
+        X = np.asarray(X, self.dtype)
+        entries, _stored = self.entries(X, wide)
+        fan_in, fan_out = np.shape(W)
+        w, bias = self.array(W), self.array(b)
+        z, ldz = self.matrix(np.full((len(X), fan_out), np.nan))
+        self.slots["sparse_forward"](
+            *(ctypes.addressof(entries), len(X), fan_in, address(w), address(bias)),
+            *(fan_out, address(z), ldz),
+        )
+        return self.done(z)
+
+    def sparse_gradient(self, X, delta, wide=False, **options):
+        """`dense_gradient` by the sparse kernel."""
+        X = np.asarray(X, self.dtype)
+        return self.dense_gradient(X, delta, sparse="wide" if wide else "narrow", **options)
+
+    def compress_rows(self, X):
+        """(columns, values) of each row."""
+        X = np.asarray(X, self.dtype)
+        pointers, _rows = self.rows(X)
+        index = self.memory.put(np.full(X.shape, -1, np.int32))
+        value = self.array(np.nan, X.shape)
+        count = self.memory.put(np.full(len(X), -1, np.intp))
+        self.slots["compress_rows"](
+            address(pointers), *X.shape, address(index), address(value), address(count)
+        )
+        index, value, count = self.done(index, value, count)
+        return [(i[:n], v[:n]) for i, v, n in zip(index, value, count, strict=True)]
+
     def packed_elems(self, fan_in, fan_out):
         return self.slots["packed_elems"](fan_in, fan_out)
 
@@ -362,7 +413,7 @@ class Kernels:
         return self.slots["gradient_units"](fan_in, fan_out)
 
     def dense_gradient(
-        self, X, delta, *, into=None, update=None, cuts=(), spaced=False, only=False
+        self, X, delta, *, into=None, update=None, cuts=(), spaced=False, only=False, sparse=""
     ):
         """Gradients to the weights and the bias.
 
@@ -376,6 +427,7 @@ class Kernels:
         cuts : numbers in 0..1 at which the units of work are split into calls.
         only : whether only the packed weights are updated.
         spaced : whether the rows of X lie evenly spaced, and the kernel is told.
+        sparse : "narrow" or "wide" (indices of 32 or 64 bits): by sparse_gradient instead.
 
         Returns
         -------
@@ -417,7 +469,7 @@ class Kernels:
             )
             changed = [w, b, *(x for pair in slots for x in pair)]
             n_packed = self.packed_elems(fan_in, fan_out)
-            if n_packed:
+            if n_packed and not sparse:
                 packed = self.array(np.full(n_packed, 7.0))
                 if only:
                     self.slots["pack_weights"](
@@ -425,11 +477,17 @@ class Kernels:
                     )
                 job.packed, job.packed_only = address(packed), only
                 changed.append(packed)
-        units = self.gradient_units(fan_in, fan_out)
+        units = -(-fan_in // 16) if sparse else self.gradient_units(fan_in, fan_out)
         ends = sorted({0, units, *(int(c * units) for c in cuts)})
+        entries, _stored = self.entries(X, sparse == "wide") if sparse else (None, None)
         for begin, end in itertools.pairwise(ends):
             scratch = self.scratch(fan_out)
-            self.slots["dense_gradient"](ctypes.addressof(job), begin, end, scratch)
+            if sparse:
+                self.slots["sparse_gradient"](
+                    *(ctypes.addressof(job), ctypes.addressof(entries), begin, end, scratch)
+                )
+            else:
+                self.slots["dense_gradient"](ctypes.addressof(job), begin, end, scratch)
         return self.done(*([g, gb] if keep else []), *changed)
 
     def activate(self, name, z, in_place=False):
