@@ -1,20 +1,30 @@
-"""What all estimators share: threads inside workers, one fit at a time, byte order."""
+"""What all estimators share: threads, one fit at a time, methods that come and go."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import numpy as np
 
 from fastnn.threads import resolve_n_threads
 
-__all__ = ["exclusive", "inside_worker", "n_threads_of", "native_order"]
+__all__ = [
+    "Unavailable",
+    "available_when",
+    "exclusive",
+    "inside_worker",
+    "n_threads_of",
+    "native_order",
+    "one_blas_thread",
+]
 
 
 def n_threads_of(n_threads: int | None) -> int:
@@ -68,6 +78,81 @@ def exclusive(estimator: Any) -> Iterator[None]:
     finally:
         with _FITTING_LOCK:
             _FITTING.discard(key)
+
+
+class _BlasLimit:
+    """One thread for BLAS while anybody wants that.
+
+    The limit is the process's, so the first to come sets it, and the last to go takes it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.limiter: Any = None
+
+    @functools.cached_property
+    def controller(self) -> Any:
+        from threadpoolctl import ThreadpoolController
+
+        return ThreadpoolController()  # it looks through all libraries that are loaded
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.limiter = self.controller.limit(limits=1, user_api="blas")
+            self.users += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                self.limiter.restore_original_limits()
+                self.limiter = None
+
+
+one_blas_thread = _BlasLimit()
+"""SciPy's L-BFGS-B solves tiny systems, where threads of BLAS cost ten times what they bring."""
+
+
+class Unavailable(AttributeError, ValueError):
+    """The method is there with other settings only.
+
+    `hasattr` is then False, as scikit-learn has it, and who calls the method reads why; some of
+    these are ValueErrors there.
+    """
+
+
+class available_when:  # noqa: N801  # a decorator
+    """A method that is there where ``check(self)`` does not raise `Unavailable`.
+
+    `sklearn.utils.metaestimators.available_if` with the reason in place of "has no attribute".
+    """
+
+    def __init__(self, check: Callable[[Any], None]) -> None:
+        self.check = check
+
+    def __call__(self, method: Callable[..., Any]) -> Any:
+        return _Conditional(method, self.check)
+
+
+class _Conditional:
+    def __init__(self, method: Callable[..., Any], check: Callable[[Any], None]) -> None:
+        self.method = method
+        self.check = check
+        self.__doc__ = method.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is not None:
+            self.check(instance)
+            return MethodType(self.method, instance)
+
+        @functools.wraps(self.method)
+        def unbound(instance: Any, *args: Any, **kwargs: Any) -> Any:
+            self.check(instance)
+            return self.method(instance, *args, **kwargs)
+
+        return unbound
 
 
 def native_order(X: Any) -> Any:

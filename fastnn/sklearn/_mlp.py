@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import tempfile
@@ -29,13 +30,19 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fastnn.plan import Plan, check_memory
 from fastnn.schedules import resolve_schedule
-from fastnn.sklearn._common import exclusive, n_threads_of, native_order
+from fastnn.sklearn._common import (
+    Unavailable,
+    available_when,
+    exclusive,
+    n_threads_of,
+    native_order,
+    one_blas_thread,
+)
 from fastnn.sklearn._training import (
     BACKEND,
     AnyOptimizer,
@@ -52,7 +59,7 @@ from fastnn.sklearn._training import (
 from fastnn.tables.activations import ACTIVATIONS
 from fastnn.tables.losses import LOSSES, LossRow, encode_targets
 from fastnn.tables.optimizers import LBFGS, OPTIMIZERS, Optimizer
-from fastnn.trainer import _interrupts_stop, _progress_bar
+from fastnn.trainer import _check_callbacks, _interrupts_stop, _progress_bar
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -74,6 +81,34 @@ _EXTRAS = {
     "n_threads": None,
     "dtype": None,
 }
+
+
+def _check_partial_fit(estimator: _BaseMLP) -> None:
+    if estimator._solver() == "lbfgs":
+        raise Unavailable(
+            "partial_fit is only available for stochastic optimizers. "
+            f"{estimator._solver()} is not stochastic."
+        )
+    if estimator.early_stopping:
+        raise Unavailable(
+            "partial_fit does not support early_stopping=True: set_params(early_stopping=False), "
+            "and judge the model by rows of your own"
+        )
+
+
+def _check_probabilities(estimator: MLPClassifier) -> None:
+    if estimator._loss_name() == "hinge":
+        raise Unavailable(
+            "loss='hinge' gives no probabilities: use decision_function, or loss='log_loss'"
+        )
+
+
+def _check_margins(estimator: MLPClassifier) -> None:
+    if estimator._loss_name() != "hinge":
+        raise Unavailable(
+            f"loss={estimator.loss!r} gives probabilities: use predict_proba; decision_function "
+            "comes with loss='hinge'"
+        )
 
 
 class _Net:
@@ -207,6 +242,10 @@ class _BaseMLP(BaseEstimator, ABC):
         """Targets as the backends take them."""
 
     @abstractmethod
+    def _decode_targets(self, y: np.ndarray) -> np.ndarray:
+        """What `_check_targets` or `_check_validation_targets` returned, as the user gave it."""
+
+    @abstractmethod
     def _score_outputs(
         self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
     ) -> float:
@@ -214,14 +253,6 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _solver(self) -> str:
         return self.solver if isinstance(self.solver, str) else self.solver.name
-
-    def _is_stochastic(self) -> bool:
-        if self._solver() == "lbfgs":
-            raise AttributeError(
-                "partial_fit is only available for stochastic optimizers. "
-                f"{self._solver()} is not stochastic."
-            )
-        return True
 
     def _activations(self, n_hidden: int) -> tuple[str, ...]:
         """The tables' names of the hidden activations."""
@@ -318,8 +349,6 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _check_combinations(self, incremental: bool) -> None:
         """Raise for settings that do not go together."""
-        if incremental and self.early_stopping:
-            raise ValueError("partial_fit does not support early_stopping=True")
         if self.resume and not (self.warm_start or incremental):
             raise ValueError("resume=True continues the fit before: it needs warm_start=True")
         if self._solver() != "lbfgs":
@@ -594,7 +623,7 @@ class _BaseMLP(BaseEstimator, ABC):
                 maxls=self.solver.max_line_search,
                 gtol=self.solver.tolerance,
             )
-        with watch, np.errstate(over="ignore", invalid="ignore"):
+        with watch, one_blas_thread, np.errstate(over="ignore", invalid="ignore"):
             result = scipy.optimize.minimize(
                 lambda x: objective.value_and_gradient(plan, x, rows, n_threads),
                 net.parameters.astype(np.float64),
@@ -899,11 +928,8 @@ class _Watch:
         self.net = net
         self.validation = validation
         self.n_threads = n_threads
-        self.callbacks = list(estimator.callbacks or ())
-        for callback in self.callbacks:
-            if not callable(getattr(callback, "on_epoch_end", None)):
-                raise TypeError(f"callback {callback!r} has no method on_epoch_end(trainer, logs)")
-        self.training = Training(estimator, net, state)
+        self.callbacks = _check_callbacks(estimator.callbacks or ())
+        self.training: Any = Training(estimator, net, state)
         self.deadline = (
             None if estimator.max_seconds is None else time.monotonic() + estimator.max_seconds
         )
@@ -920,6 +946,10 @@ class _Watch:
         if validation is not None:
             if estimator.scoring not in (None, "loss"):
                 self.scorer = check_scoring(estimator, estimator.scoring)
+                # The same parameters, for rows that have lost their names on the way in.
+                self.twin = copy.copy(estimator)
+                self.twin.__dict__.pop("feature_names_in_", None)
+                self.y = estimator._decode_targets(validation[1])
             loss, _ = estimator._loss_and_output(validation[1])
             share = estimator._reported_share(loss, net.plan.n_outputs)
             self.objective = Objective(loss, 0.0, share)
@@ -962,9 +992,9 @@ class _Watch:
         }
         if self.validation is not None:
             loss, score = self._judge()
-            estimator.validation_loss_curve_ = [*(), *(estimator.validation_loss_curve_ or [])]
-            estimator.validation_loss_curve_.append(loss)
+            estimator.validation_loss_curve_ = estimator.validation_loss_curve_ or []
             estimator.validation_scores_ = estimator.validation_scores_ or []
+            estimator.validation_loss_curve_.append(loss)
             estimator.validation_scores_.append(score)
             logs.update(validation_loss=loss, validation_score=score)
         self._show(logs)
@@ -974,18 +1004,14 @@ class _Watch:
     def _judge(self) -> tuple[float, float]:
         """Loss and score on the validation rows."""
         assert self.validation is not None
-        rows, y = self.validation
+        rows, _ = self.validation
         plan, parameters = self.net.plan, self.net.parameters
         loss = self.objective.value(plan, parameters, rows, self.n_threads)
         if self.estimator.scoring == "loss":
             return loss, -loss
         if self.scorer is not None:
-            with warnings.catch_warnings():
-                # Rows of a frame that lost their names on the way in.
-                warnings.filterwarnings("ignore", message="X does not have valid feature names")
-                y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-                weight = {} if rows.weight is None else {"sample_weight": rows.weight}
-                return loss, float(self.scorer(self.estimator, rows.X, y, **weight))
+            weight = {} if rows.weight is None else {"sample_weight": rows.weight}
+            return loss, float(self.scorer(self.twin, rows.X, self.y, **weight))
         if self.outputs is None:
             self.outputs = np.empty((len(rows), plan.n_outputs), plan.dtype)
         for piece, at in _dense_pieces(rows.X):
@@ -1019,6 +1045,17 @@ class _Epochs:
         self.early_stopping = bool(estimator.early_stopping)
         self.watch = _Watch(estimator, net, engine.state, validation, engine.n_threads)
         self.best: np.ndarray | None = None
+        last, best = self.state.last, self.state.best
+        self.state.last = self.state.best = None
+        if (
+            estimator.resume
+            and self.early_stopping
+            and last is not None
+            and best is not None
+            and np.array_equal(best, net.parameters)  # else the user has set others since
+        ):
+            self.best = best
+            net.parameters[:] = last
         optimizer = self.state.optimizer
         self.sgd = optimizer if isinstance(optimizer, SklearnSGD) else None
         # The rates of these change with every epoch, and a velocity with them.
@@ -1052,18 +1089,18 @@ class _Epochs:
                         )
                     break
             if self.best is not None:
+                if estimator.resume:
+                    state.last, state.best = self.net.parameters.copy(), self.best
                 self.net.parameters[:] = self.best
 
     def _advance(self, n_epochs: int) -> bool:
         """Train so many epochs; whether that was all."""
-        engine, state = self.engine, self.state
-        assert state.optimizer is not None
+        engine = self.engine
         start = time.perf_counter()
-        rate = state.optimizer.learning_rate * state.rate_factor
         with _interrupts_stop(engine.stop):
             epochs = engine.run(n_epochs)
             finished = False
-            for loss in epochs.losses.tolist():
+            for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
                 finished = self._count(loss, rate, time.perf_counter() - start)
         if epochs.exception is not None:
             raise epochs.exception
@@ -1229,7 +1266,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         function of the step. Works with every solver but "lbfgs", beside `learning_rate`.
     stratify : "auto" or bool, default "auto"
         Of the hold-out: "auto" keeps the shares of two classes, as scikit-learn does, and draws
-        freely for more; True keeps them for any number; False never.
+        freely for more; True keeps them for any number; False never. Rows of labels are
+        drawn freely.
     scoring : str, callable or None, default None
         What early stopping maximises, by a name of scikit-learn or a scorer; None is `score`,
         "loss" the negative validation loss.
@@ -1294,7 +1332,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     - Ctrl-C raises KeyboardInterrupt, after a whole step; scikit-learn warns and goes on.
     - The loss is computed from the inputs of the output activation, and is exact for rows that the
       net is certain of; scikit-learn clips probabilities at the machine epsilon.
-    - `predict_log_proba` is finite where a probability rounds to 0.
+    - No probability is 0, and none of a label is 1, so that their logarithms are finite: what would
+      round there is the smallest normal number, or the largest below 1.
     - A class whose rows would all be held out by early stopping stays in the training.
     - With a single class in y, `predict_proba` has one column, of ones.
     - A weight below 0 is an error. So is a warm start after `hidden_layer_sizes` changed, or with
@@ -1487,6 +1526,11 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             raise ValueError(f"validation y has classes {strange}, which y does not have")
         return self._to_indices(y)
 
+    def _decode_targets(self, y: np.ndarray) -> np.ndarray:
+        if self._kind() == "multilabel-indicator":
+            return y.astype(np.int64)
+        return self.classes_[y[:, 0]]
+
     def _n_outputs(self, y: np.ndarray) -> int:
         if self._kind() == "multiclass":
             return len(self.classes_)
@@ -1526,9 +1570,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         if self.stratify == "auto":
             # As scikit-learn has it; its message names the classes False and True.
             return y.astype(bool) if self._kind() == "binary" else None
-        if not self.stratify:
+        if not self.stratify or self._kind() == "multilabel-indicator":
             return None
-        return y if self._kind() == "multilabel-indicator" else self.classes_[y[:, 0]]
+        return self.classes_[y[:, 0]]
 
     def _keep_classes(
         self, y: np.ndarray, train: np.ndarray, held: np.ndarray
@@ -1567,7 +1611,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """
         return self._fit(X, y, sample_weight, validation_data)
 
-    @available_if(lambda self: self._is_stochastic())
+    @available_when(_check_partial_fit)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None, classes=None):
         """Train one epoch more on these rows.
@@ -1639,17 +1683,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """
         return self._decode(self._outputs(X))
 
-    def _has_probabilities(self) -> bool:
-        if self._loss_name() == "hinge":
-            raise AttributeError("predict_proba is not available with loss='hinge'")
-        return True
-
-    def _has_margins(self) -> bool:
-        if self._loss_name() != "hinge":
-            raise AttributeError("decision_function is only available with loss='hinge'")
-        return True
-
-    @available_if(lambda self: self._has_probabilities())
+    @available_when(_check_probabilities)
     def predict_proba(self, X):
         """Probabilities of the classes.
 
@@ -1660,18 +1694,29 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`.
+            In the order of `classes_`. None is 0: what would round to it is the smallest normal
+            number of the dtype.
         """
         p = self._outputs(X)
-        if self._label_binarizer.y_type_ != "binary":
-            return p
-        if len(self.classes_) == 1:
-            return np.ones_like(p)
-        return np.concatenate([1 - p, p], axis=1)
+        kind = self._kind()
+        limits = np.finfo(p.dtype)
+        if kind == "multilabel-indicator":
+            # 1 - p is not 0 either.
+            return np.clip(p, limits.tiny, 1 - limits.epsneg, out=p)
+        if kind == "binary":
+            if len(self.classes_) == 1:
+                return np.ones_like(p)
+            certain = p[:, 0] == 1
+            p = np.concatenate([1 - p, p], axis=1)
+            if certain.any():
+                # 1 - p has rounded to 0; sigmoid(-z) is exp(-z) there.
+                rows = self._check_rows(X)[certain]
+                p[certain, 0] = np.exp(-self._forward(rows, output="identity")[:, 0])
+        return np.maximum(p, limits.tiny, out=p)
 
-    @available_if(lambda self: self._has_probabilities())
+    @available_when(_check_probabilities)
     def predict_log_proba(self, X):
-        """Logarithms of the probabilities, finite where a probability rounds to 0.
+        """Logarithms of `predict_proba`, all finite.
 
         Parameters
         ----------
@@ -1681,23 +1726,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        p = self.predict_proba(X)
-        with np.errstate(divide="ignore"):
-            log_p = np.log(p)
-        if (p >= np.finfo(p.dtype).tiny).all():
-            return log_p
-        # What rounds to 0, or to fewer digits, comes from the inputs of the output activation.
-        z = self._forward(self._check_rows(X), output="identity")
-        if self._kind() == "multiclass":
-            z -= z.max(axis=1, keepdims=True)
-            exact = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-        else:
-            exact = -np.logaddexp(0, -z)
-            if self._kind() == "binary":
-                exact = np.concatenate([-np.logaddexp(0, z), exact], axis=1)
-        return np.where(p < np.finfo(p.dtype).tiny, exact, log_p)
+        return np.log(self.predict_proba(X))
 
-    @available_if(lambda self: self._has_margins())
+    @available_when(_check_margins)
     def decision_function(self, X):
         """Margins; with loss='hinge' only.
 
@@ -2019,6 +2050,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         y = np.asarray(y, np.float64)
         return y.reshape(-1, 1) if y.ndim == 1 else y
 
+    def _decode_targets(self, y: np.ndarray) -> np.ndarray:
+        return y[:, 0] if y.shape[1] == 1 else y
+
     def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return encode_targets(self._loss_row(), y, len(y), y.shape[1], dtype)
 
@@ -2069,7 +2103,7 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         """
         return self._fit(X, y, sample_weight, validation_data)
 
-    @available_if(lambda self: self._is_stochastic())
+    @available_when(_check_partial_fit)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None):
         """Train one epoch more on these rows.

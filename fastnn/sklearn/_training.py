@@ -275,6 +275,9 @@ class State:
         Rows to train on, and rows held out.
     epoch : int
         Epochs so far, for dropout.
+    last, best : ndarray or None
+        With early stopping and `resume`: parameters of the last epoch, where the next fit goes on,
+        and the best ones, which the estimator shows.
     """
 
     random_state: np.random.RandomState
@@ -287,6 +290,8 @@ class State:
     hold_out: tuple[np.ndarray, np.ndarray] | None = None
     dropout_seed: int = 0
     epoch: int = 0
+    last: np.ndarray | None = None
+    best: np.ndarray | None = None
 
 
 @dataclass
@@ -294,6 +299,7 @@ class Epochs:
     """What some epochs brought."""
 
     losses: np.ndarray
+    rates: np.ndarray
     status: str
     exception: BaseException | None
 
@@ -410,7 +416,8 @@ class Engine:
             losses += self._batch_means(self.constants, orders, n_epochs)[:steps]
         losses += 0.5 * step_l2[:steps] * record[:steps, 1]
         per_epoch = losses.reshape(done, self.n_batches) @ self.batch_rows / len(self.rows)
-        return Epochs(per_epoch, result.status, result.exception)
+        last_rates = rates[self.n_batches - 1 :: self.n_batches][:done]
+        return Epochs(per_epoch, last_rates, result.status, result.exception)
 
     def _draw(self, n_epochs: int) -> np.ndarray | None:
         """Orders of the next epochs, each a shuffle of the one before, as scikit-learn draws."""
