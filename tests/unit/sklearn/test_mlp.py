@@ -866,3 +866,25 @@ def test_weights_may_be_replaced(cls):
     estimator.coefs_[0][:] = 0
     np.testing.assert_array_equal(estimator.predict(X), other.predict(X))
     equal(estimator.partial_fit(X, targets(cls)), other.partial_fit(X, targets(cls)))
+
+
+@pytest.mark.parametrize("cls", BOTH)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_the_short_way_to_predict(cls, dtype):
+    """Lists, integers, strides, other floats: what the validated long way gives, or its errors."""
+    estimator = make(cls).fit(X.astype(dtype), targets(cls))
+    whole = np.round(X * 4)
+    for given in (
+        whole,
+        whole.tolist(),
+        whole.astype("i4"),
+        whole.astype("u1"),
+        whole.astype("f4"),
+        np.asfortranarray(whole),
+        np.repeat(whole, 2, axis=1)[::-1, ::2],
+    ):
+        expected = estimator._forward(estimator._check_rows(given))
+        np.testing.assert_array_equal(estimator._outputs(given), expected, strict=True)
+    for bad in (X[0], X[0].tolist(), [[1, 2], [3]], [["a"] * 4], [[1, 2, 3]], [], np.array(1.0)):
+        with pytest.raises(ValueError):
+            estimator.predict(bad)
