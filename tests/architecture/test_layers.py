@@ -38,7 +38,7 @@ ONLY_IN = {
     "sklearn": {"sklearn", "_bench"},
     "matplotlib": {"history", "rate_finder", "cli", "_pictures"},
     "safetensors": {"persistence"},
-    "scipy": {"tables"},
+    "scipy": {"sklearn", "tables"},
     "tqdm": {"trainer", "callbacks", "cli"},
     "numba": {"backends", "tables", "config"},
 }

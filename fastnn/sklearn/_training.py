@@ -1,0 +1,525 @@
+"""What stands between scikit-learn's rules of training and the backend's epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.special import xlogy
+
+from fastnn.backends import get_backend
+from fastnn.backends.base import StopFlag, TrainJob, TrainResult
+from fastnn.plan import Plan, check_memory
+from fastnn.schedules import resolve_schedule
+from fastnn.tables.losses import LossRow
+from fastnn.tables.optimizers import Optimizer
+from fastnn.trainer import (
+    FIT_STREAM,
+    MAX_CHUNK_INDICES,
+    MAX_CHUNK_STEPS,
+    STEP_STREAM,
+    _interrupts_stop,
+)
+
+BACKEND: Any = get_backend("native")  # it has more than every backend: the short way to predict
+
+DENSE_BYTES = 1 << 24
+"""Sparse rows become dense by pieces of at most this size."""
+
+
+# Optimizers ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class SklearnSGD:
+    """scikit-learn's SGD, whose velocity contains the learning rate.
+
+    ``v = momentum v - rate g; w += v``, or with Nesterov ``w += momentum v - rate g``. The kernels
+    keep ``u = -v / rate``; so u is rescaled where the rate changes between epochs.
+    """
+
+    momentum: float
+    nesterov: bool
+    learning_rate: float  # of the next step
+    steps: int = 0
+
+    @property
+    def kernel(self) -> str:
+        if self.momentum == 0:
+            return "sgd"
+        return "sgd_nesterov" if self.nesterov else "sgd_momentum"
+
+    @property
+    def n_slots(self) -> int:
+        return 0 if self.momentum == 0 else 1
+
+    def init_slots(self, slots: np.ndarray) -> None:
+        slots[:] = 0
+
+    def scalars(self, rates: np.ndarray) -> np.ndarray:
+        if self.momentum == 0:
+            return np.ascontiguousarray(rates[:, None])
+        return np.column_stack([rates, np.full(len(rates), self.momentum)])
+
+    def advance(self, n_steps: int, rates: np.ndarray) -> None:
+        self.steps += n_steps
+
+    def change_rate(self, rate: float, slots: np.ndarray) -> None:
+        """Another rate from the next step on."""
+        if rate != self.learning_rate:
+            slots *= self.learning_rate / rate if rate > 0 else 0.0
+            self.learning_rate = rate
+
+
+@dataclass
+class SklearnAdam:
+    """scikit-learn's Adam: ``w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)``.
+
+    Epsilon is added to the root of the second moment before its correction.
+    """
+
+    learning_rate: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    steps: int = 0
+
+    kernel = "adam"
+    n_slots = 2
+
+    def init_slots(self, slots: np.ndarray) -> None:
+        slots[:] = 0
+
+    def scalars(self, rates: np.ndarray) -> np.ndarray:
+        t = np.arange(self.steps + 1, self.steps + 1 + len(rates))
+        scalars = np.empty((len(rates), 7))
+        scalars[:, 0] = rates * np.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
+        scalars[:, 1:] = 1.0, self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, self.epsilon
+        return scalars
+
+    def advance(self, n_steps: int, rates: np.ndarray) -> None:
+        self.steps += n_steps
+
+
+@dataclass
+class TableOptimizer:
+    """A row of `fastnn.tables.optimizers`, with the counters that belong to it."""
+
+    optimizer: Optimizer
+    steps: int = 0
+    counters: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counters = self.optimizer.init_counters()
+
+    @property
+    def kernel(self) -> str:
+        return self.optimizer.kernel
+
+    @property
+    def n_slots(self) -> int:
+        return self.optimizer.n_slots
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.learning_rate
+
+    def init_slots(self, slots: np.ndarray) -> None:
+        self.optimizer.init_slots(slots)
+
+    def scalars(self, rates: np.ndarray) -> np.ndarray:
+        return self.optimizer.step_scalars(self.counters, rates)[0]
+
+    def advance(self, n_steps: int, rates: np.ndarray) -> None:
+        self.counters = self.optimizer.step_scalars(self.counters, rates[:n_steps])[1]
+        self.steps += n_steps
+
+
+AnyOptimizer = SklearnSGD | SklearnAdam | TableOptimizer
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Rows:
+    """Rows to train or judge on.
+
+    Attributes
+    ----------
+    X : ndarray or CSR matrix of shape (n, n_features)
+    y : ndarray
+        As the backends take it: labels (n,) or targets (n, n_outputs).
+    weight : ndarray of shape (n,), float64, or None
+    """
+
+    X: Any
+    y: np.ndarray
+    weight: np.ndarray | None
+
+    def __len__(self) -> int:
+        return self.X.shape[0]
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """A copy of some rows."""
+        return Rows(self.X[rows], self.y[rows], None if self.weight is None else self.weight[rows])
+
+    def pieces(self, n_outputs: int) -> Iterator[Rows]:
+        """Dense rows, all at once where they are dense."""
+        if not sp.issparse(self.X):
+            yield self
+            return
+        size = dense_rows(self.X)
+        for at in range(0, len(self), size):
+            rows = slice(at, at + size)
+            weight = None if self.weight is None else self.weight[rows]
+            yield Rows(self.X[rows].toarray(), self.y[rows], weight)
+
+
+def dense_rows(X: Any) -> int:
+    """How many rows of a sparse X become dense at once."""
+    return max(1, DENSE_BYTES // (X.shape[1] * X.dtype.itemsize))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and how scikit-learn reports it.
+
+    Attributes
+    ----------
+    loss : LossRow
+    alpha : float
+        Each batch adds ``alpha / 2 * sum(W**2) / (weight of its rows)``.
+    reported_share : float
+        scikit-learn reports the squared error as the mean over the outputs, but minimises the sum.
+    """
+
+    loss: LossRow
+    alpha: float
+    reported_share: float
+
+    def constants(self, y: np.ndarray) -> np.ndarray | None:
+        """What scikit-learn's loss of each row has beyond ours, and no parameter changes."""
+        if self.loss.name != "poisson":
+            return None
+        t = y.astype(np.float64)
+        return (xlogy(t, t) - t).sum(axis=1)
+
+    def value(self, plan: Plan, parameters: np.ndarray, rows: Rows, n_threads: int) -> float:
+        """Loss as reported, without the penalty."""
+        total = weight = 0.0
+        for piece in rows.pieces(plan.n_outputs):
+            share = float(len(piece)) if piece.weight is None else float(piece.weight.sum())
+            if share == 0:
+                continue
+            part = BACKEND.loss(
+                plan, parameters, piece.X, piece.y, piece.weight, self.loss, n_threads
+            )
+            total += share * part
+            weight += share
+        constants = self.constants(rows.y)
+        constant = 0.0 if constants is None else float(np.average(constants, weights=rows.weight))
+        return self.reported_share * total / weight + constant
+
+    def value_and_gradient(
+        self, plan: Plan, parameters: np.ndarray, rows: Rows, n_threads: int
+    ) -> tuple[float, np.ndarray]:
+        """Loss as reported, with the penalty; and the gradient of what is minimised."""
+        weight = float(len(rows)) if rows.weight is None else float(rows.weight.sum())
+        gradient = None
+        total = 0.0
+        for piece in rows.pieces(plan.n_outputs):
+            value, part = BACKEND.loss_and_gradient(
+                plan, parameters, piece.X, piece.y, piece.weight, self.loss, 0.0, n_threads
+            )
+            if len(piece) == len(rows):
+                total, gradient = value, part
+                break
+            share = len(piece) if piece.weight is None else float(piece.weight.sum())
+            total += value * share / weight
+            part *= share / weight
+            gradient = part if gradient is None else np.add(gradient, part, out=gradient)
+        assert gradient is not None
+        l2 = self.alpha / weight
+        squares = 0.0
+        for W, dW in zip(plan.views(parameters)[0], plan.views(gradient)[0], strict=True):
+            flat = W.reshape(-1)
+            squares += float(flat @ flat)
+            if l2:
+                np.add(dW, l2 * W, out=dW)
+        constants = self.constants(rows.y)
+        constant = 0.0 if constants is None else float(np.average(constants, weights=rows.weight))
+        return self.reported_share * total + constant + 0.5 * l2 * squares, gradient
+
+
+# Epochs -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class State:
+    """Where a training stands; what later calls of `fit` and `partial_fit` may continue.
+
+    Attributes
+    ----------
+    optimizer, slots
+        None before the first epoch of a stochastic solver.
+    random_state : RandomState
+    seed : int or None
+        What random_state was made from; None where it is the user's, or NumPy's global one.
+    order : ndarray of int64, or None
+        The rows as the last epoch took them.
+    hold_out : tuple of ndarray, or None
+        Rows to train on, and rows held out.
+    epoch : int
+        Epochs so far, for dropout.
+    last, best : ndarray or None
+        With early stopping and `resume`: parameters of the last epoch, where the next fit goes on,
+        and the best ones, which the estimator shows.
+    """
+
+    random_state: np.random.RandomState
+    seed: int | None
+    optimizer: AnyOptimizer | None = None
+    slots: np.ndarray | None = None
+    no_improvement_count: int = 0
+    rate_factor: float = 1.0
+    order: np.ndarray | None = None
+    hold_out: tuple[np.ndarray, np.ndarray] | None = None
+    dropout_seed: int = 0
+    epoch: int = 0
+    last: np.ndarray | None = None
+    best: np.ndarray | None = None
+
+
+@dataclass
+class Epochs:
+    """What some epochs brought."""
+
+    losses: np.ndarray
+    rates: np.ndarray
+    status: str
+    exception: BaseException | None
+
+
+class Engine:
+    """Trains one net on one data set, by the rules that it is given.
+
+    Parameters
+    ----------
+    plan : Plan
+    parameters : ndarray of shape (n_parameters,)
+        Changed in place.
+    state : State
+        Changed with them.
+    rows : Rows
+    objective : Objective
+    batch_size : int
+    shuffle : bool
+    clip_norm : float or None
+    schedule : schedule, callable, str or None
+    n_threads : int
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: np.ndarray,
+        state: State,
+        rows: Rows,
+        objective: Objective,
+        batch_size: int,
+        shuffle: bool,
+        clip_norm: float | None,
+        schedule: Any,
+        n_threads: int,
+    ) -> None:
+        self.plan = plan
+        self.parameters = parameters
+        self.state = state
+        self.rows = rows
+        self.objective = objective
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.clip_norm = clip_norm
+        self.schedule = schedule
+        self.n_threads = n_threads
+        n = len(rows)
+        self.n_batches = -(-n // batch_size)
+        self.starts = np.arange(0, n, batch_size)
+        self.batch_rows = np.diff(np.append(self.starts, n)).astype(np.float64)
+        self.constants = objective.constants(rows.y)
+        self.stop = StopFlag()
+        # A stream that somebody else reads on must stand where scikit-learn would leave it; else
+        # an order within a single batch is nothing that anybody sees.
+        self.draws = shuffle and (self.n_batches > 1 or state.seed is None)
+        if state.order is None or len(state.order) != n:
+            state.order = np.arange(n)
+
+    def max_epochs(self) -> int:
+        """Epochs for which orders and scalars stay small beside the data."""
+        return max(1, min(MAX_CHUNK_INDICES // len(self.rows), MAX_CHUNK_STEPS // self.n_batches))
+
+    def run(self, n_epochs: int) -> Epochs:
+        """Train so many epochs, and keep the books; fewer where it was interrupted."""
+        state, plan = self.state, self.plan
+        optimizer = state.optimizer
+        assert optimizer is not None
+        assert state.slots is not None
+        start = None
+        if self.draws and n_epochs > 1:
+            assert state.order is not None
+            start = state.random_state.get_state(legacy=False), state.order.copy()
+        orders = self._draw(n_epochs)
+        weights = self._batch_weights(orders, n_epochs)
+        n_steps = n_epochs * self.n_batches
+        rates = self._rates(n_steps)
+        with np.errstate(divide="ignore"):
+            step_l2 = np.where(weights > 0, self.objective.alpha / weights, 0.0)
+        record = np.empty((n_steps, 2))
+        job = TrainJob(
+            X=self.rows.X,
+            y=self.rows.y,
+            weight=self.rows.weight,
+            loss=self.objective.loss,
+            optimizer=optimizer,
+            scalars=optimizer.scalars(rates),
+            orders=orders if self.n_batches > 1 else None,
+            batch_size=self.batch_size,
+            n_epochs=n_epochs,
+            clip_norm=self.clip_norm,
+            dropout_seed=state.dropout_seed,
+            dropout_stream=FIT_STREAM,
+            first_epoch=state.epoch,
+            n_threads=self.n_threads,
+            stop=self.stop,
+            step_l2=step_l2,
+            step_record=record,
+        )
+        train = self._train_sparse if sp.issparse(self.rows.X) else BACKEND.train
+        with _interrupts_stop(self.stop):
+            result = train(plan, self.parameters, state.slots, job)
+            done = result.epochs_done
+            undone = result.status == "diverged"
+            n_steps_done = done * self.n_batches if undone else result.steps_done
+            optimizer.advance(n_steps_done, rates)
+            state.epoch += done
+            if start is not None and done < n_epochs:
+                state.random_state.set_state(start[0])
+                state.order = start[1]
+                self._draw(done)
+        steps = done * self.n_batches
+        losses = self.objective.reported_share * record[:steps, 0]
+        if self.constants is not None:
+            losses += self._batch_means(self.constants, orders, n_epochs)[:steps]
+        losses += 0.5 * step_l2[:steps] * record[:steps, 1]
+        per_epoch = losses.reshape(done, self.n_batches) @ self.batch_rows / len(self.rows)
+        last_rates = rates[self.n_batches - 1 :: self.n_batches][:done]
+        return Epochs(per_epoch, last_rates, result.status, result.exception)
+
+    def _draw(self, n_epochs: int) -> np.ndarray | None:
+        """Orders of the next epochs, each a shuffle of the one before, as scikit-learn draws."""
+        if not self.draws:
+            return None
+        order = self.state.order
+        assert order is not None
+        orders = np.empty((n_epochs, len(order)), np.int64)
+        for i in range(n_epochs):
+            self.state.random_state.shuffle(order)
+            orders[i] = order
+        return orders
+
+    def _batch_sums(self, values: np.ndarray, orders: np.ndarray | None, k: int) -> np.ndarray:
+        """Sums of a value of the rows over each batch of k epochs."""
+        if orders is None or self.n_batches == 1:
+            return np.tile(np.add.reduceat(values, self.starts), k)
+        return np.add.reduceat(values[orders], self.starts, axis=1).reshape(-1)
+
+    def _batch_weights(self, orders: np.ndarray | None, k: int) -> np.ndarray:
+        if self.rows.weight is None:
+            return np.tile(self.batch_rows, k)
+        return self._batch_sums(self.rows.weight, orders, k)
+
+    def _batch_means(self, values: np.ndarray, orders: np.ndarray | None, k: int) -> np.ndarray:
+        weight = self.rows.weight
+        if weight is None:
+            return self._batch_sums(values, orders, k) / np.tile(self.batch_rows, k)
+        sums = self._batch_sums(values * weight, orders, k)
+        weights = self._batch_sums(weight, orders, k)
+        return np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
+
+    def _rates(self, n_steps: int) -> np.ndarray:
+        optimizer = self.state.optimizer
+        assert optimizer is not None
+        base = optimizer.learning_rate
+        if self.schedule is None:
+            return np.full(n_steps, base * self.state.rate_factor)
+        steps = np.arange(optimizer.steps, optimizer.steps + n_steps)
+        return resolve_schedule(self.schedule, base)(steps) * self.state.rate_factor
+
+    def change_rate(self, rate: float) -> None:
+        """Go on with another rate (scikit-learn's rules for sgd)."""
+        optimizer = self.state.optimizer
+        assert isinstance(optimizer, SklearnSGD)
+        assert self.state.slots is not None
+        optimizer.change_rate(rate, self.state.slots)
+
+    def _train_sparse(
+        self, plan: Plan, parameters: np.ndarray, slots: np.ndarray, job: TrainJob
+    ) -> TrainResult:
+        """`Backend.train` with the rows of one batch at a time made dense."""
+        X: Any = job.X
+        n = len(self.rows)
+        before = parameters.copy(), slots.copy()
+        assert job.step_l2 is not None
+        assert job.step_record is not None
+        losses = np.zeros(job.n_epochs)
+        step = 0
+        for epoch in range(job.n_epochs):
+            before[0][:], before[1][:] = parameters, slots
+            for batch, at in enumerate(self.starts.tolist()):
+                end = min(at + self.batch_size, n)
+                rows = slice(at, end) if job.orders is None else job.orders[epoch, at:end]
+                one = replace(
+                    job,
+                    X=X[rows].toarray(),
+                    y=job.y[rows],
+                    weight=None if job.weight is None else job.weight[rows],
+                    orders=None,
+                    batch_size=end - at,
+                    n_epochs=1,
+                    scalars=job.scalars[step : step + 1],
+                    step_l2=job.step_l2[step : step + 1],
+                    step_record=job.step_record[step : step + 1],
+                    dropout_stream=STEP_STREAM,
+                    first_epoch=job.first_epoch * self.n_batches + batch,
+                )
+                result = BACKEND.train(plan, parameters, slots, one)
+                if result.status == "diverged":
+                    parameters[:], slots[:] = before
+                    return TrainResult(
+                        losses[:epoch], losses[:epoch], epoch, step, "diverged", epoch, batch, None
+                    )
+                step += result.steps_done
+                if result.status != "done":
+                    return TrainResult(
+                        losses[:epoch],
+                        losses[:epoch],
+                        epoch,
+                        step,
+                        result.status,
+                        0,
+                        0,
+                        result.exception,
+                    )
+        return TrainResult(losses, losses, job.n_epochs, step, "done", 0, 0, None)
+
+
+def new_slots(optimizer: AnyOptimizer, plan: Plan) -> np.ndarray:
+    """Fresh state arrays of an optimizer."""
+    check_memory(optimizer.n_slots * plan.n_bytes, f"the state of {optimizer.kernel}")
+    slots = np.zeros((optimizer.n_slots, plan.n_parameters), plan.dtype)
+    optimizer.init_slots(slots)
+    return slots
