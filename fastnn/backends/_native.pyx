@@ -344,7 +344,7 @@ cdef struct Source:
     const char *indptr             # CSR: where each row begins, and the last one ends
     const char *indices
     const char *data
-    bint wide_indptr, wide_indices # int64, else int32
+    bint wide_indptr, wide_indices  # int64, else int32
 
 
 cdef struct Workspace:
@@ -543,7 +543,7 @@ cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
             entries.value = w.entry_value + r0
             entries.count = w.entry_count + r0
             net.k.sparse_forward(&entries, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out, layer.z + at,
-                                   layer.ld)
+                                 layer.ld)
         elif layer.packed != NULL:
             net.k.dense_forward_packed(layer.rows + r0, n, layer.fan_in, layer.packed, layer.bias, layer.fan_out,
                                        layer.z + at, layer.ld)
@@ -636,7 +636,7 @@ cdef int open_rows(Source *source, const Network *net, Buffers buffers, object X
     """X as rows that point_rows reads: an array, or CSR arrays (fastnn.sparse_rows.SparseRows)."""
     cdef Py_buffer *view
     cdef int kind = FNN_KIND_F32 if net.dtype == FNN_F32 else FNN_KIND_F64
-    cdef Py_ssize_t n_stored, i, before, at
+    cdef Py_ssize_t n_stored
     source.rows = DENSE
     indptr = getattr(X, "indptr", None)
     if indptr is None:

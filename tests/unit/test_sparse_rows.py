@@ -35,7 +35,7 @@ FORMATS = {
     "csr_array": scipy_sparse.csr_array,
     "int64 indices": lambda X: wide(scipy_sparse.csr_array(X)),
     "csc": scipy_sparse.csc_matrix,
-    "coo": scipy_sparse.coo_array,
+    "dok": scipy_sparse.dok_array,
     "float64": lambda X: scipy_sparse.csr_array(X.astype(np.float64)),
 }
 
