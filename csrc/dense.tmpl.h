@@ -68,6 +68,11 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
         }
         for (ptrdiff_t p = 0; p < n; p++) {
             V bv[8];
+            if (mr == 1 && nv == 8) { /* one row: nothing hides the way from the second-level cache */
+                const char *ahead = (const char *)(b + 6 * ldb);
+#pragma GCC unroll 8
+                for (int line = 0; line < nv * VECTOR_BYTES; line += 64) __builtin_prefetch(ahead + line, 0, 3);
+            }
 #pragma GCC unroll 8
             for (int v = 0; v < nv; v++)
                 bv[v] = tail && v == nv - 1 ? N(load_part)(b + v * LANES, last) : N(load)(b + v * LANES);
