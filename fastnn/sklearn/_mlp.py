@@ -1715,6 +1715,21 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """
         return self._decode(self._outputs(X))
 
+    def score(self, X, y, sample_weight=None):
+        """Share of rows whose class, or whose every label, is predicted.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+        """
+        return super().score(X, y, sample_weight)
+
     @available_when(_check_probabilities)
     def predict_proba(self, X):
         """Probabilities of the classes.
@@ -2167,6 +2182,21 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         """
         outputs = self._outputs(X)
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def score(self, X, y, sample_weight=None):
+        """R squared; the mean over the outputs.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+        """
+        return super().score(X, y, sample_weight)
 
     @classmethod
     def from_weights(cls, coefs, intercepts, **params):
