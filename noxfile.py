@@ -114,7 +114,7 @@ def sanitize(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Guide, reference and decisions as HTML in docs/_build."""
-    session.install(".[plot]", "sphinx>=7", "numpydoc>=1.7", "myst-parser>=3")
+    session.install(".[plot,sklearn]", "sphinx>=7", "numpydoc>=1.7", "myst-parser>=3")
     session.run("python", "-P", "-m", "sphinx", "-W", "-b", "html", "docs", "docs/_build")
 
 
@@ -127,12 +127,13 @@ def guide(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Kernel tests in full: all float32 numbers, 100,000 shapes, and every program of tests/c.
+    """Tests in full: all float32 numbers, 100,000 shapes, all of scikit-learn's settings, tests/c.
 
     Hours. Needs qemu-user and gcc-aarch64-linux-gnu (Debian, Ubuntu) for other processors.
     """
     session.install(".[test]")
-    run_from_elsewhere(session, "tests/kernels", *session.posargs, FASTNN_FULL="1")
+    for folder in ("tests/kernels", "tests/peers"):
+        run_from_elsewhere(session, folder, *session.posargs, FASTNN_FULL="1")
 
 
 @nox.session

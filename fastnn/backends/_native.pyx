@@ -1308,6 +1308,118 @@ def loss_and_gradient(NativePlan plan, X, labels, targets, sample_weight, int lo
     return value + 0.5 * l2 * penalty
 
 
+# --- sparse rows --------------------------------------------------------------------------------------------------------------
+#
+# The first layer's part of a step on rows of a CSR matrix; the caller does the other layers through loss_and_gradient.
+# One thread: what a row brings is a few rows of W.
+
+
+cdef struct Csr:
+    const char *data               # of the plan's dtype
+    const int64_t *indices
+    const int64_t *indptr
+    const int64_t *rows            # NULL: all
+    Py_ssize_t n                   # rows taken
+
+
+cdef int csr_setup(Csr *csr, NativePlan plan, Buffers buffers, data, indices, indptr, rows) except -1:
+    """Every row number and column is checked: nobody has looked at them since the user could change them."""
+    cdef Py_ssize_t n_rows = len(indptr) - 1, n_values = len(indices), i, at, stop
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
+    csr.data = buffers.flat(data, kind, n_values, False, "data")
+    csr.indices = <const int64_t *>buffers.flat(indices, FNN_KIND_I64, n_values, False, "indices")
+    csr.indptr = <const int64_t *>buffers.flat(indptr, FNN_KIND_I64, n_rows + 1, False, "indptr")
+    csr.n = n_rows if rows is None else len(rows)
+    csr.rows = <const int64_t *>buffers.flat(rows, FNN_KIND_I64, csr.n, False, "rows")
+    for i in range(csr.n):
+        if csr.rows != NULL and not 0 <= csr.rows[i] < n_rows:
+            raise ValueError("rows must hold row numbers of X")
+        at = csr.indptr[csr.rows[i] if csr.rows != NULL else i]
+        stop = csr.indptr[(csr.rows[i] if csr.rows != NULL else i) + 1]
+        if at < 0 or stop > n_values:
+            raise ValueError("indptr must point into indices")
+        while at < stop:
+            if not 0 <= csr.indices[at] < plan.net.n_inputs:
+                raise ValueError(f"indices must be columns of X, below {plan.net.n_inputs}, got {csr.indices[at]}")
+            at += 1
+    return 0
+
+
+cdef inline double csr_value(const Csr *csr, const Network *net, Py_ssize_t at) noexcept nogil:
+    return (<const float *>csr.data)[at] if net.dtype == FNN_F32 else (<const double *>csr.data)[at]
+
+
+def csr_forward(NativePlan plan, parameters, data, indices, indptr, rows, z):
+    """Write X W, without the bias, for rows of a CSR matrix and the first weights into z (n, fan_out).
+
+    data is of the plan's dtype, the others int64; rows may be None, for all.
+    """
+    cdef Buffers buffers = Buffers()
+    cdef Csr csr
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
+    cdef Py_ssize_t fan_out = plan.layers[0].fan_out, row_bytes = fan_out * plan.net.item_bytes, i, at, row
+    cdef const char *weights = buffers.flat(parameters, kind, plan.net.n_parameters, False, "parameters")
+    cdef char *out
+    csr_setup(&csr, plan, buffers, data, indices, indptr, rows)
+    out = buffers.flat(z, kind, csr.n * fan_out, True, "z")
+    with nogil:
+        for i in range(csr.n):
+            memset(out, 0, row_bytes)
+            row = csr.rows[i] if csr.rows != NULL else i
+            for at in range(csr.indptr[row], csr.indptr[row + 1]):
+                plan.net.k.add_scaled(fan_out, csr_value(&csr, &plan.net, at), weights + csr.indices[at] * row_bytes, out)
+            out += row_bytes
+
+
+def csr_gradient(NativePlan plan, data, indices, indptr, rows, delta, gradient):
+    """Add X^T delta to the first weights' part of a flat gradient; delta (n, fan_out) is dL/dz of the rows."""
+    cdef Buffers buffers = Buffers()
+    cdef Csr csr
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
+    cdef Py_ssize_t fan_out = plan.layers[0].fan_out, row_bytes = fan_out * plan.net.item_bytes, i, at, row
+    cdef char *g = buffers.flat(gradient, kind, plan.net.n_parameters, True, "gradient")
+    cdef const char *d
+    csr_setup(&csr, plan, buffers, data, indices, indptr, rows)
+    d = buffers.flat(delta, kind, csr.n * fan_out, False, "delta")
+    with nogil:
+        for i in range(csr.n):
+            row = csr.rows[i] if csr.rows != NULL else i
+            for at in range(csr.indptr[row], csr.indptr[row + 1]):
+                plan.net.k.add_scaled(fan_out, csr_value(&csr, &plan.net, at), d, g + csr.indices[at] * row_bytes)
+            d += row_bytes
+
+
+def update(NativePlan plan, int optimizer, scalars, double l2, double scale, gradient, parameters, slots):
+    """One step of an optimizer on all parameters: its gradient is ``scale * (gradient + l2 W)``, without l2 for biases."""
+    cdef Buffers buffers = Buffers()
+    cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64, n_slots
+    cdef Py_ssize_t n = plan.net.n_parameters, item = plan.net.item_bytes, l, at, size
+    cdef const double *h
+    cdef const char *g
+    cdef char *w
+    cdef char *a
+    cdef char *b
+    cdef Layer *layer
+    if optimizer < 0 or fnn_optimizer_name(optimizer) == NULL:
+        raise ValueError("no such optimizer")
+    n_slots = fnn_optimizer_slots(optimizer)
+    h = <const double *>buffers.flat(scalars, FNN_KIND_F64, fnn_optimizer_scalars(optimizer), False, "scalars")
+    g = buffers.flat(gradient, kind, n, False, "gradient")
+    w = buffers.flat(parameters, kind, n, True, "parameters")
+    a = buffers.flat(slots, kind, n_slots * n, True, "slots") if n_slots > 0 else NULL
+    b = a + n * item if n_slots > 1 else NULL
+    with nogil:
+        for l in range(plan.net.n_layers):
+            layer = &plan.layers[l]
+            size = layer.fan_in * layer.fan_out
+            at = layer.weight_at * item
+            plan.net.k.update(optimizer, h, l2, scale, 1, size, g + at, 0, w + at, a + at if a != NULL else NULL,
+                              b + at if b != NULL else NULL, 0)
+            at = layer.bias_at * item
+            plan.net.k.update(optimizer, h, 0, scale, 1, layer.fan_out, g + at, 0, w + at,
+                              a + at if a != NULL else NULL, b + at if b != NULL else NULL, 0)
+
+
 # --- prediction --------------------------------------------------------------------------------------------------------------
 
 

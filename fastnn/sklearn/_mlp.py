@@ -51,8 +51,10 @@ from fastnn.sklearn._training import (
     Rows,
     SklearnAdam,
     SklearnSGD,
+    SparseNet,
     State,
     TableOptimizer,
+    csr_arrays,
     dense_rows,
     new_slots,
 )
@@ -596,19 +598,20 @@ class _BaseMLP(BaseEstimator, ABC):
         rows = Rows(rows.X, self._encode_again(rows.y, plan.dtype), rows.weight)
         n_threads = n_threads_of(self.n_threads)
         watch = _Watch(self, net, state, validation, n_threads)
+        start = net.parameters.copy()
         self.n_iter_ = 0
+        if self.best_loss_ is None:
+            self.best_loss_ = np.inf
         halted = False
 
         def after_iteration(intermediate_result: Any) -> None:
             nonlocal halted
-            with _interrupts_stop(watch.flag):
-                net.parameters[:] = intermediate_result.x
-                self.n_iter_ += 1
-                self.loss_ = float(intermediate_result.fun)
-                self.loss_curve_.append(self.loss_)
-                self.best_loss_ = min(
-                    self.loss_, np.inf if self.best_loss_ is None else self.best_loss_
-                )
+            # Ctrl-C may come between any two of these: parameters are whole, n_iter_ is last.
+            net.parameters[:] = intermediate_result.x
+            self.loss_ = float(intermediate_result.fun)
+            self.best_loss_ = min(self.loss_, self.best_loss_)
+            self.loss_curve_.append(self.loss_)
+            self.n_iter_ += 1
             if self.verbose:
                 print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")  # noqa: T201
             watch.epoch_ended(np.nan, 0.0)
@@ -635,6 +638,8 @@ class _BaseMLP(BaseEstimator, ABC):
         with np.errstate(over="ignore"):
             x = result.x.astype(net.plan.dtype)
         if not np.isfinite(x).all():
+            if not np.isfinite(net.parameters).all():
+                net.parameters[:] = start
             raise ValueError(_NON_FINITE)
         net.parameters[:] = x
         self.loss_ = float(result.fun)
@@ -740,9 +745,7 @@ class _BaseMLP(BaseEstimator, ABC):
         if output is not None:
             plan = replace(plan, output=output)
         outputs = np.empty((X.shape[0], plan.n_outputs), plan.dtype)
-        n_threads = n_threads_of(self.n_threads)
-        for rows, at in _dense_pieces(X):
-            BACKEND.predict(plan, parameters, rows, outputs[at : at + len(rows)], n_threads)
+        _predict(plan, parameters, X, outputs, n_threads_of(self.n_threads))
         return outputs
 
     def hidden_layer_outputs(self, X: Any) -> list[np.ndarray]:
@@ -980,12 +983,6 @@ class _Watch:
             share = estimator._reported_share(loss, net.plan.n_outputs)
             self.objective = Objective(loss, 0.0, share)
 
-    @property
-    def flag(self) -> Any:
-        from fastnn.backends.base import StopFlag
-
-        return StopFlag()
-
     def __enter__(self) -> _Watch:
         self._show = self._bar.__enter__()
         keys = {"epoch", "loss", "learning_rate", "seconds"}
@@ -1040,9 +1037,7 @@ class _Watch:
             return loss, float(self.scorer(self.twin, rows.X, self.y, **weight))
         if self.outputs is None:
             self.outputs = np.empty((len(rows), plan.n_outputs), plan.dtype)
-        for piece, at in _dense_pieces(rows.X):
-            out = self.outputs[at : at + len(piece)]
-            BACKEND.predict(plan, parameters, piece, out, self.n_threads)
+        _predict(plan, parameters, rows.X, self.outputs, self.n_threads)
         return loss, self.estimator._score_outputs(self.outputs, rows.y, rows.weight)
 
     def should_stop(self) -> bool:
@@ -1213,6 +1208,16 @@ class _Epochs:
         )
 
 
+def _predict(plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray, n_threads: int) -> None:
+    """Write the outputs of checked rows."""
+    if sp.issparse(X):
+        net = SparseNet(plan, n_threads)
+        net.predict(parameters, csr_arrays(X.tocsr(), plan.dtype), out)
+        return
+    for rows, at in _dense_pieces(X):
+        BACKEND.predict(plan, parameters, rows, out[at : at + len(rows)], n_threads)
+
+
 def _dense_pieces(X: Any) -> Iterable[tuple[np.ndarray, int]]:
     """(rows, number of the first) of checked rows, as the backend reads them."""
     if sp.issparse(X):
@@ -1377,7 +1382,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     batch, so that it is stronger in small ones; "adaptive" compares with the best loss ever, so
     that a lucky one cuts the rate again and again (`fastnn.ReduceOnPlateau` does not).
 
-    Sparse X becomes dense batch by batch: memory beside X is bounded by a batch.
+    Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
+    `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
 
     References
     ----------
@@ -1709,6 +1715,21 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """
         return self._decode(self._outputs(X))
 
+    def score(self, X, y, sample_weight=None):
+        """Share of rows whose class, or whose every label, is predicted.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+        """
+        return super().score(X, y, sample_weight)
+
     @available_when(_check_probabilities)
     def predict_proba(self, X):
         """Probabilities of the classes.
@@ -1948,7 +1969,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     batch, so that it is stronger in small ones; "adaptive" compares with the best loss ever, so
     that a lucky one cuts the rate again and again (`fastnn.ReduceOnPlateau` does not).
 
-    Sparse X becomes dense batch by batch: memory beside X is bounded by a batch.
+    Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
+    `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
 
     References
     ----------
@@ -2160,6 +2182,21 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         """
         outputs = self._outputs(X)
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def score(self, X, y, sample_weight=None):
+        """R squared; the mean over the outputs.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+        """
+        return super().score(X, y, sample_weight)
 
     @classmethod
     def from_weights(cls, coefs, intercepts, **params):

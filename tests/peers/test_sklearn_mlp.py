@@ -129,7 +129,8 @@ def make_estimator(package, case: dict):
         "batch_size": 16,  # the last batch of an epoch is shorter
         "max_iter": case.get("max_iter", EPOCHS),
         "random_state": 1,
-        "alpha": 0.02,
+        # Line searches try large steps, after which scikit-learn would clip log(0).
+        "alpha": 1.0 if case["solver"] == "lbfgs" else 0.02,
         "learning_rate_init": rate,
         "n_iter_no_change": 3 if case["learning_rate"] == "adaptive" else 10,
         "validation_fraction": 0.2,
