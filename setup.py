@@ -111,7 +111,7 @@ native = Extension(
     "fastnn.backends._native",
     sources=["fastnn/backends/_native.pyx", *files("csrc", "*.c")],
     # Templates and tables are included by the .c files: a change there must rebuild, too.
-    depends=files("csrc", "*.h", "*.def") + files("fastnn/backends", "*.pxd"),
+    depends=files("csrc", "*.h", "*.def") + files("fastnn/backends", "*.pxd", "*.pxi"),
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
     py_limited_api=STABLE_ABI,

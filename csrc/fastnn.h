@@ -196,6 +196,59 @@ void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_r
 /* order: n row numbers, a permutation that depends on seed, epoch and n alone. */
 void fnn_permutation(const fnn_kernels *kernels, uint64_t seed, uint64_t epoch, ptrdiff_t n, int64_t *order);
 
+/* --- online.c: one unit learns row after row -------------------------------------------------------------------- */
+enum fnn_penalty { FNN_PENALTY_none, FNN_PENALTY_l1, FNN_PENALTY_l2, FNN_PENALTY_elasticnet };
+enum fnn_online_status { FNN_ONLINE_WAITING, FNN_ONLINE_RUNNING, FNN_ONLINE_CONVERGED, FNN_ONLINE_DIVERGED };
+
+/* The rows and the rules, which all units share. */
+typedef struct {
+    int dtype;       /* of values, sample_weight and the weights */
+    int index_bytes; /* of columns and row_begins: 4 or 8; 0 where the rows are dense */
+    const void *values;
+    ptrdiff_t ld;                     /* dense: elements from row to row */
+    const void *columns, *row_begins; /* CSR; all have been looked at by fnn_online_bad_row */
+    ptrdiff_t n_values, n_rows, n_features;
+    ptrdiff_t n_train;         /* rows that are not held out */
+    const int32_t *labels;     /* (n_rows,) */
+    const void *sample_weight; /* (n_rows,) or NULL for ones */
+    const uint8_t *held;       /* (n_rows,): not 0 where a row is held out; or NULL */
+    int penalty;
+    int fit_intercept, shuffle;
+    int with_objective, with_norms; /* whether they are needed, by the rule or for showing */
+    int judges_objective;           /* stop where the objective does not fall */
+    double alpha, l1_ratio, eta, intercept_decay, tol;
+    ptrdiff_t n_iter_no_change;
+} fnn_online;
+
+/* One unit. The caller sets the first part, and zeros the rest. */
+typedef struct {
+    void *weights;    /* (n_features,) */
+    double intercept; /* learns from here, too */
+    int32_t positive; /* the label that stands for +1; all others for -1 */
+    double positive_weight, negative_weight;
+    uint32_t seed;
+    int status;
+    ptrdiff_t epoch; /* epochs done */
+    double mean_loss, mean_objective;
+    ptrdiff_t row, drawn, placed, no_improvement;
+    double scale, sq_norm, l1_norm, u, sum_loss, sum_objective, best_objective, kept_intercept, kept_scale;
+    uint32_t rng;
+    int32_t *jumps, *order, *before;
+    void *q, *kept;
+} fnn_online_unit;
+
+/* First row whose columns or bounds are out of range, -1 where none is. */
+ptrdiff_t fnn_online_bad_row(const fnn_online *job);
+/* 0 where memory is short; fnn_online_end is due in any case. */
+int fnn_online_begin(const fnn_online *job, fnn_online_unit *unit);
+/* Learns until n_epochs are done, the rule ends it or the deadline (of fnn_seconds) is past: then up to some whole row. */
+void fnn_online_advance(const fnn_online *job, fnn_online_unit *unit, ptrdiff_t n_epochs, double deadline);
+/* correct[r] = whether the unit would decide rightly on samples[r] with its weights before they are scaled. */
+void fnn_online_judge(const fnn_online *job, const fnn_online_unit *unit, const int64_t *samples, ptrdiff_t n,
+                      uint8_t *correct);
+/* Brings the weights to their true scale and gives the memory back. */
+void fnn_online_end(const fnn_online *job, fnn_online_unit *unit);
+
 /* --- threads.c --------------------------------------------------------------------------------------------------- */
 /* Meeting point of the threads of one fnn_run. */
 typedef struct fnn_barrier fnn_barrier;

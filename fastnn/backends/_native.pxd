@@ -132,6 +132,38 @@ cdef extern from "fastnn.h" nogil:
     void fnn_prefetch_rows(const fnn_array *, const int64_t *, Py_ssize_t)
     int fnn_in_place(const fnn_array *, int)
     void fnn_permutation(const fnn_kernels *, uint64_t, uint64_t, Py_ssize_t, int64_t *)
+    enum: FNN_PENALTY_none, FNN_PENALTY_l1, FNN_PENALTY_l2
+    enum: FNN_ONLINE_WAITING, FNN_ONLINE_RUNNING, FNN_ONLINE_CONVERGED, FNN_ONLINE_DIVERGED
+
+    ctypedef struct fnn_online:
+        int dtype, index_bytes
+        const void *values
+        Py_ssize_t ld
+        const void *columns
+        const void *row_begins
+        Py_ssize_t n_values, n_rows, n_features, n_train
+        const int32_t *labels
+        const void *sample_weight
+        const uint8_t *held
+        int penalty, fit_intercept, shuffle, with_objective, with_norms, judges_objective
+        double alpha, l1_ratio, eta, intercept_decay, tol
+        Py_ssize_t n_iter_no_change
+
+    ctypedef struct fnn_online_unit:
+        void *weights
+        double intercept
+        int32_t positive
+        double positive_weight, negative_weight
+        uint32_t seed
+        int status
+        Py_ssize_t epoch
+        double mean_loss, mean_objective, sq_norm
+
+    Py_ssize_t fnn_online_bad_row(const fnn_online *)
+    int fnn_online_begin(const fnn_online *, fnn_online_unit *)
+    void fnn_online_advance(const fnn_online *, fnn_online_unit *, Py_ssize_t, double)
+    void fnn_online_judge(const fnn_online *, const fnn_online_unit *, const int64_t *, Py_ssize_t, uint8_t *)
+    void fnn_online_end(const fnn_online *, fnn_online_unit *)
     void fnn_run(fnn_task, void *, int, int)
     void fnn_barrier_wait(fnn_barrier *)
     int fnn_flag_get(const int32_t *)

@@ -134,3 +134,34 @@ def perceptron_fit(
     seed: int,
     stop: np.ndarray,
 ) -> tuple[np.ndarray, str, BaseException | None]: ...
+
+class Online:
+    def __init__(
+        self,
+        X: np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray],
+        n_features: int,
+        labels: np.ndarray,
+        sample_weight: np.ndarray | None,
+        held: np.ndarray | None,
+        weights: np.ndarray,
+        intercepts: np.ndarray,
+        positives: np.ndarray,
+        class_weights: np.ndarray,
+        seeds: np.ndarray,
+        penalty: int,
+        alpha: float,
+        l1_ratio: float,
+        eta: float,
+        fit_intercept: bool,
+        shuffle: bool,
+        tol: float,
+        n_iter_no_change: int,
+        judges_objective: bool,
+        shows: bool,
+    ) -> None: ...
+    def run(
+        self, begin: int, end: int, n_epochs: int, n_threads: int, stop: np.ndarray
+    ) -> BaseException | None: ...
+    def judge(self, unit: int, samples: np.ndarray) -> np.ndarray: ...
+    def state(self, unit: int) -> tuple[str, int, float, float, float, float]: ...
+    def end(self, unit: int) -> None: ...

@@ -21,7 +21,7 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDED, PyBUF_STRIDED_RO, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.math cimport isfinite
+from libc.math cimport isfinite, sqrt
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -1658,6 +1658,9 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
                 break
     free(memory)
     return errors[:epoch], STATUS_NAMES[status], pending_error()
+
+
+include "_online.pxi"
 
 
 # --- one call from Python to the kernels ------------------------------------------------------------------------------------------

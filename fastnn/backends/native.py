@@ -226,3 +226,7 @@ class NativeBackend(Backend):
         return _native.perceptron_fit(
             X, t, weights, bias, learning_rate, max_epochs, shuffle, seed, stop.flag
         )
+
+    def online(self, *args: Any) -> _native.Online:
+        """Units that learn row after row for scikit-learn's Perceptron: see _online.pxi."""
+        return _native.Online(*args)

@@ -18,5 +18,6 @@ if tuple(int(part) for part in _sklearn.__version__.split(".")[:2]) < (1, 9):
     )
 
 from fastnn.sklearn._mlp import MLPClassifier, MLPRegressor
+from fastnn.sklearn._perceptron import Perceptron
 
-__all__ = ["MLPClassifier", "MLPRegressor"]
+__all__ = ["MLPClassifier", "MLPRegressor", "Perceptron"]

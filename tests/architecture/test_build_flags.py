@@ -78,7 +78,7 @@ def test_c_sources(root):
 
 
 def test_python_and_cython_sources(package):
-    files = [*package.rglob("*.py"), *package.rglob("*.pyx"), *package.rglob("*.pxd")]
+    files = [*package.rglob("*.py"), *package.rglob("*.py[xi]"), *package.rglob("*.px[di]")]
     assert len(files) > 5
     for path in files:
         assert not FORBIDDEN.search(python_code(path.read_text(encoding="utf-8"))), path

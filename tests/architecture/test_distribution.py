@@ -80,7 +80,7 @@ def test_sdist_holds_all_that_the_wheel_is_built_from(root, sdist_names):
     assert csrc <= sdist_names
     sources = {
         path.relative_to(root).as_posix()
-        for pattern in ("*.py", "*.pyx", "*.pxd", "*.pyi", "py.typed")
+        for pattern in ("*.py", "*.pyx", "*.pxd", "*.pxi", "*.pyi", "py.typed")
         for path in (root / "fastnn").rglob(pattern)
     }
     assert "fastnn/backends/_native.pyx" in sources
