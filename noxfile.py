@@ -57,6 +57,13 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def regression(session: nox.Session) -> None:
+    """Kernels and small trainings against recorded speeds, and instruction counts (valgrind)."""
+    session.install(".")
+    session.run("python", "benches/regression.py", *session.posargs)
+
+
+@nox.session
 def isas(session: nox.Session) -> None:
     """Kernels, backends, gradients and properties once per instruction set of this machine."""
     session.install(".[test]")

@@ -1,10 +1,10 @@
-"""fastnn beside its peers: interleaved runs, medians and ratios, each result checked.
+"""fastnn beside its peers: interleaved runs, ratios of medians, each result checked.
 
-    python benches/compare.py                          every workload, every peer installed
-    python benches/compare.py W1 W3 --peers "JAX scan" scikit-learn --threads 1
-    python benches/compare.py W1 W2 W3 --dtype float64
-    python benches/compare.py --json results.json      keep the figures
-    python benches/compare.py --table results.json     the table of benches/README.md from them
+    python benches/compare.py                       all of them, about half an hour
+    python benches/compare.py W1 W3 W1:float64      some
+    python benches/compare.py W1 --peers "JAX scan" scikit-learn --threads 1
+    python benches/compare.py --json results.json   keep the figures (what is there already stays)
+    python benches/compare.py --table results.json  the tables of benches/README.md from them
 
 Each (peer, threads) is a process of its own, so that thread pools cannot disturb each other; all
 of a workload are started and warmed up first and then run in turn, so that a noisy minute hits
@@ -24,14 +24,17 @@ from pathlib import Path
 import machine
 import numpy as np
 import peers
+import workloads
 from checks import check, score
 from workloads import WORKLOADS, ErrorCorrection, Inference, source
 
-HERE = Path(__file__).resolve().parent
-LONG_SECONDS = 4.0  # runs that take longer get two rounds,
-SHORT_SECONDS = 0.1  # shorter ones three runs each time it is their turn
+WORKLOAD_SECONDS = 45.0  # of runs, for all workers of a workload together
+MIN_ROUNDS, MAX_ROUNDS = 3, 15
+HOPELESS = 20  # so many times as long as the fastest: one more run, and that is it
+SHORT_SECONDS = 0.1  # shorter runs are done three times whenever it is their turn
 POOLS = ("OMP", "OPENBLAS", "MKL", "NUMBA", "FASTNN")
 LATENCY_CALLS = 5000
+EVERYTHING = [*WORKLOADS, "W1:float64", "W2:float64", "W3:float64"]
 
 
 # One worker ---------------------------------------------------------------------------------------
@@ -61,7 +64,10 @@ def one_run(peer, seed, dtype):
     start = time.perf_counter()
     result = peer.run(seed)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "score": score(workload, result, dtype)}
+    answer = {"seconds": seconds, "score": score(workload, result, dtype)}
+    if peer.name == "fastnn":
+        answer["peak"] = machine.multiply_add_gflops(dtype, seconds=0.02)
+    return answer
 
 
 def latency(peer):
@@ -123,8 +129,8 @@ class Worker:
 # All of them, in turn -----------------------------------------------------------------------------
 
 
-def measure(workload, wanted, thread_counts, dtype, n_rounds):
-    """Rows of results, fastnn first."""
+def measure(workload, wanted, thread_counts, dtype, seconds):
+    """Rows of results, in the order of the peers."""
     workers = []
     for n_threads in thread_counts:
         for name in peers.find(workload, n_threads, dtype):
@@ -139,26 +145,42 @@ def measure(workload, wanted, thread_counts, dtype, n_rounds):
                 except AssertionError as error:
                     worker.error = str(error)
             workers.append(worker)
-    for seed in range(1, n_rounds + 1):
+    plan_rounds([worker for worker in workers if not worker.error], seconds)
+    for seed in range(1, MAX_ROUNDS + 1):
         for worker in workers:
-            if worker.error or (seed > 2 and worker.first["seconds"] > LONG_SECONDS):
+            if worker.error or seed > worker.n_rounds:
                 continue
             for _ in range(3 if worker.first["seconds"] < SHORT_SECONDS else 1):
-                worker.runs.append(worker.run(seed))
-    rows = []
+                if not worker.error:
+                    worker.runs.append(worker.run(seed))
+    rows = [result(worker) for worker in workers]
     for worker in workers:
-        row = {"peer": worker.name, "threads": worker.n_threads}
-        if worker.error:
-            row["error"] = worker.error
-        else:
-            row["seconds"] = statistics.median(run["seconds"] for run in worker.runs)
-            row["all"] = [run["seconds"] for run in worker.runs]
-            row["score"] = worker.first["score"]
-            if "p99" in worker.first:
-                row["p99"] = statistics.median(run["p99"] for run in worker.runs)
-        rows.append(row)
         worker.close()
     return rows
+
+
+def plan_rounds(workers, seconds):
+    """Each gets its share of the time; those that cannot win get less."""
+    lengths = [worker.first["seconds"] for worker in workers]
+    for worker, length in zip(workers, lengths, strict=True):
+        n = int(seconds / len(workers) / max(length, 1e-3))
+        worker.n_rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, n))
+        if length > HOPELESS * min(lengths):
+            worker.n_rounds = max(1, min(n, MIN_ROUNDS))
+
+
+def result(worker):
+    row = {"peer": worker.name, "threads": worker.n_threads}
+    if worker.error:
+        return {**row, "error": worker.error}
+    row["all"] = [run["seconds"] for run in worker.runs]
+    row["seconds"], row["min"] = statistics.median(row["all"]), min(row["all"])
+    row["score"] = worker.first["score"]
+    if "p99" in worker.first:
+        row["p99"] = statistics.median(run["p99"] for run in worker.runs)
+    if "peak" in worker.first:
+        row["peak"] = max(run["peak"] for run in worker.runs)
+    return row
 
 
 def best(rows, name):
@@ -190,62 +212,115 @@ def text(seconds):
     return ""
 
 
-def table(results):
-    """The results of `--json` as the table of benches/README.md."""
+def tables(results):
+    """The results of `--json` as the tables of benches/README.md."""
+    heads = ["", "1 thread", "of peak", "2 threads", "best peer", "fastnn is faster"]
+    print(f"| {' | '.join([*heads, 'scikit-learn', 'p99/p50'])} |\n|{'---|' * 8}")
+    for entry in results["workloads"]:
+        print(f"| {' | '.join(summary(entry))} |")
     rows = [row for entry in results["workloads"] for row in entry["rows"]]
     names = [name for name in dict.fromkeys(row["peer"] for row in rows) if name != "fastnn"]
-    print(f"| | fastnn, 1 thread | fastnn, best | {' | '.join(names)} |")
-    print(f"|---|---|---|{'---|' * len(names)}")
+    print(f"\n| times fastnn's time | {' | '.join(names)} |")
+    print(f"|---|{'---|' * len(names)}")
     for entry in results["workloads"]:
-        rows = entry["rows"]
-        ours = best(rows, "fastnn")
-        alone = next((r for r in rows if r["peer"] == "fastnn" and r["threads"] == 1), ours)
-        peer_rows = [best(rows, name) for name in names]
-        fastest = min((r["seconds"] for r in peer_rows if r), default=0)
+        ours = best(entry["rows"], "fastnn")
         cells = []
-        for row in peer_rows:
-            ratio = f"{row['seconds'] / ours['seconds']:.2g} ×" if row else ""
-            cells.append(f"**{ratio}**" if row and row["seconds"] == fastest else ratio)
-        label = entry["workload"] + (" float64" if entry["dtype"] == "float64" else "")
-        figures = [label, text(alone["seconds"]), text(ours["seconds"]), *cells]
-        print(f"| {' | '.join(figures)} |")
+        for name in names:
+            row = best(entry["rows"], name)
+            cells.append(ratio(row["seconds"] / ours["seconds"]) if row else "")
+        print(f"| {' | '.join([label(entry), *cells])} |")
+
+
+def label(entry):
+    return entry["workload"] + (" float64" if entry["dtype"] == "float64" else "")
+
+
+def summary(entry):
+    """The cells of a workload: ratios of medians, and of the fastest runs in brackets."""
+    rows = entry["rows"]
+    ours = best(rows, "fastnn")
+    alone, together = (
+        next((r for r in rows if r["peer"] == "fastnn" and r["threads"] == n), None) for n in (1, 2)
+    )
+    share = ""
+    if alone and "peak" in alone:
+        share = f"{entry['flop'] / alone['min'] / 1e9 / alone['peak']:.0%}"
+    cells = [label(entry), text(alone["seconds"]) if alone else "", share]
+    cells.append(text(together["seconds"]) if together else "")
+    others = {row["peer"]: best(rows, row["peer"]) for row in rows if row["peer"] != "fastnn"}
+    timed = [row for row in others.values() if row]
+    if timed:
+        peer = min(timed, key=lambda row: row["seconds"])
+        least = min(row["min"] for row in rows if "min" in row and row["peer"] != "fastnn")
+        own_least = min(row["min"] for row in rows if "min" in row and row["peer"] == "fastnn")
+        cells.append(f"{peer['peer']}, {text(peer['seconds'])}")
+        cells.append(f"{ratio(peer['seconds'] / ours['seconds'])} ({ratio(least / own_least)})")
+    else:
+        cells += ["", ""]
+    sklearn = others.get("scikit-learn")
+    cells.append(ratio(sklearn["seconds"] / ours["seconds"]) if sklearn else "")
+    cells.append(f"{ours['p99'] / ours['seconds']:.1f}" if "p99" in ours else "")
+    return cells
+
+
+def ratio(value):
+    return f"{value:.3g} ×" if value < 100 else f"{value:.0f} ×"
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(EVERYTHING))
     parser.add_argument("--peers", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, metavar="N")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=WORKLOAD_SECONDS, help="for a workload")
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the figures to this file")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print its table and end")
     parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.table:
-        table(json.loads(options.table.read_text()))
+        tables(json.loads(options.table.read_text()))
         return
-    chosen = [WORKLOADS[name] for name in options.workloads or WORKLOADS]
+    chosen = [named(name, options.dtype) for name in options.workloads or EVERYTHING]
     thread_counts = options.threads or sorted({1, machine.n_cores()})
     if options.worker:
-        work(chosen[0], options.worker, thread_counts[0], options.dtype)
+        work(chosen[0][0], options.worker, thread_counts[0], options.dtype)
         return
     print(", ".join(f"{key} {value}" for key, value in machine.info().items()))
-    for workload in chosen:
-        rows = measure(workload, options.peers, thread_counts, options.dtype, options.rounds)
-        show(workload, options.dtype, rows)
+    for workload, dtype in chosen:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        rows = measure(workload, options.peers, thread_counts, dtype, options.seconds)
+        show(workload, dtype, rows)
+        sys.stdout.flush()
         if options.json:
-            keep(options.json, workload, options.dtype, rows)
+            keep(options.json, workload, dtype, rows, load)
 
 
-def keep(path, workload, dtype, rows):
+def named(name, dtype):
+    """("W1:float64") as workload and dtype."""
+    name, _, own_dtype = name.partition(":")
+    if name not in WORKLOADS:
+        sys.exit(f"there is no workload {name!r}: take some of {', '.join(EVERYTHING)}")
+    return WORKLOADS[name], own_dtype or dtype
+
+
+def keep(path, workload, dtype, rows, load):
     results = json.loads(path.read_text()) if path.exists() else {"workloads": []}
     results["machine"] = machine.info()
     same = (workload.name, dtype)
     results["workloads"] = [e for e in results["workloads"] if (e["workload"], e["dtype"]) != same]
-    results["workloads"].append({"workload": workload.name, "dtype": dtype, "rows": rows})
+    results["workloads"].append(
+        {
+            "workload": workload.name,
+            "dtype": dtype,
+            "data": "" if isinstance(workload, Inference) else source(workload.data),
+            "flop": workloads.flop(workload),
+            "load": load,
+            "rows": rows,
+        }
+    )
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -35,12 +35,14 @@ N_SCALARS_EXAMPLE = {
 
 @dataclass
 class Call:
-    """A prepared call, its floating-point operations, and the elements that it writes."""
+    """A prepared call, its floating-point operations, and the elements that it writes.
+
+    The call itself keeps the arrays that it points into.
+    """
 
     call: Callable[[], object]
     flop: float
     elements: float
-    keep: tuple  # what the pointers point to
 
 
 def call_seconds() -> float:
@@ -82,7 +84,7 @@ class Kernels:
 
     def prepared(self, slot, arguments, flop, elements, *keep):
         function = self.slots[slot]
-        return Call(lambda: function(*arguments), flop, elements, (arguments, *keep))
+        return Call(lambda _keep=keep: function(*arguments), flop, elements)
 
     # Products -------------------------------------------------------------------------------------
 

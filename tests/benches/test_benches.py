@@ -3,6 +3,7 @@
 What a figure is worth is not asked here; benches/README.md has the figures.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(not BENCHES.is_dir(), reason="no benches beside 
 
 def run(*arguments, cwd):
     env = {**os.environ, "FASTNN_BENCH_TINY": "1", "PYTEST_ADDOPTS": ""}
-    command = [sys.executable, "-P", *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
@@ -30,8 +31,8 @@ def test_files_are_the_ones_tried_here():
 
 def test_bench_files(tmp_path):
     pytest.importorskip("pytest_benchmark")
-    some = "float32 and 64x784x128 or float64 and 37x300x75 or float32 and (huber or adam or erf)"
-    some += " or epoch and (W2 or W3 or W4a) or W5tiny or W5thr- or W6b or test_train_many"
+    some = "float32 and 64x784x128 or float64 and 37x300x75 or float32 and (huber or adam- or tanh)"
+    some += " or epoch and (W3 or W4a) or W5tiny or W5thr- or W6b or test_train_many"
     some = f"({some}) and not test_peer"
     some += " or test_peer and (fastnn or NumPy) and (W1c or W2 or W5lat or W4b)"
     result = run(
@@ -62,3 +63,59 @@ except AssertionError as error:
     result = run("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(r"final loss [\d.]+, not within [\d.]+\.\.[\d.]+\n", result.stdout)
+
+
+# The regression gate: the record says 1.6 times what was measured here, so that a busy machine
+# passes, and four times the work does not.
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    record = tmp_path_factory.mktemp("record") / "record.json"
+    run(
+        *(BENCHES / "regression.py", "loss squared_error", "--no-instructions"),
+        *("--update", "--record", record),
+        cwd=record.parent,
+    )
+    content = json.loads(record.read_text())
+    (costs,) = content["costs"].values()
+    assert list(costs) == ["loss squared_error"]
+    assert costs["loss squared_error"] > 100  # 2560 elements, at most a few to a multiply-add
+    costs["loss squared_error"] *= 1.6
+    record.write_text(json.dumps(content))
+    return record
+
+
+@pytest.mark.parametrize(("slow", "status"), [("1", 0), ("4", 1)])
+def test_regression_gate(recorded, slow, status):
+    before = recorded.read_bytes()
+    result = run(
+        *(BENCHES / "regression.py", "loss squared_error", "--no-instructions"),
+        *("--record", recorded, "--slow", f"squared={slow}"),
+        cwd=recorded.parent,
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    assert ("slower: loss squared_error" in result.stdout) == bool(status)
+    assert recorded.read_bytes() == before
+
+
+def test_record_names_the_probes_that_there_are(tmp_path):
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(BENCHES)!r})
+import regression
+names = {{probe.name for probe in regression.probes()}}
+record = json.loads(regression.RECORD.read_text())
+for kind in ("costs", "instructions"):
+    for figures in record[kind].values():
+        assert set(figures) == names, set(figures) ^ names
+        assert min(figures.values()) > 0
+assert regression.verdict(1.16, 1.0, 0.15) == "slower"
+assert regression.verdict(1.14, 1.0, 0.15) == ""
+assert regression.verdict(0.80, 1.0, 0.15) == "faster"
+assert regression.verdict(1.0, None, 0.15) == "new"
+print(len(names))
+"""
+    result = run("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 20
