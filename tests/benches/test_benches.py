@@ -65,8 +65,8 @@ except AssertionError as error:
     assert re.fullmatch(r"final loss [\d.]+, not within [\d.]+\.\.[\d.]+\n", result.stdout)
 
 
-# The regression gate: the record says less than 1.3 times what was measured here, so that a busy
-# machine passes, and twice the work does not.
+# The regression gate: the record says 1.6 times what was measured here, so that a busy machine
+# passes, and four times the work does not.
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,12 @@ def recorded(tmp_path_factory):
     (costs,) = content["costs"].values()
     assert list(costs) == ["loss squared_error"]
     assert costs["loss squared_error"] > 100  # 2560 elements, at most a few to a multiply-add
-    costs["loss squared_error"] *= 1.3
+    costs["loss squared_error"] *= 1.6
     record.write_text(json.dumps(content))
     return record
 
 
-@pytest.mark.parametrize(("slow", "status"), [("1", 0), ("2", 1)])
+@pytest.mark.parametrize(("slow", "status"), [("1", 0), ("4", 1)])
 def test_regression_gate(recorded, slow, status):
     before = recorded.read_bytes()
     result = run(
