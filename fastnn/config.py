@@ -16,18 +16,23 @@ __all__ = ["show_config"]
 def show_config() -> None:
     """Print the version, the instruction set, the number of threads, and the backends.
 
-    FASTNN_ISA chooses the instruction set, FASTNN_NUM_THREADS bounds the threads.
+    Of Numba also what it has compiled in this process, and how long that took.
+
+    FASTNN_ISA chooses the instruction set, FASTNN_NUM_THREADS bounds the threads,
+    FASTNN_NUMBA_CACHE=1 lets Numba keep its compiled driver on disk.
     """
     from fastnn import __version__  # the package is still being imported when this module is
 
-    found, missing = [], []
+    found, missing, described = [], [], {}
     for name in BACKENDS:
         try:
-            get_backend(name)
+            backend = get_backend(name)
         except BackendUnavailable as error:
             missing.append(f"{name} ({error})")
         else:
             found.append(name)
+            if hasattr(backend, "describe"):
+                described[name] = backend.describe()
     lines = {
         "fastnn": __version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -35,6 +40,7 @@ def show_config() -> None:
         "instruction set": _instruction_set(),
         "threads": str(resolve_n_threads()),
         "backends": ", ".join(found),
+        **described,
     }
     if missing:
         lines["not available"] = "; ".join(missing)

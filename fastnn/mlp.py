@@ -74,7 +74,8 @@ class MLP:
     seed : int, optional
         Of the weights, ``0 <= seed < 2**64``. By default a fresh one is drawn, and kept.
     backend : str, default "native"
-        Who computes: "native" (compiled) or "reference" (plain NumPy).
+        Who computes: "native" (compiled), "numba" (compiled when first used, where the extension
+        is not to be had), or "reference" (plain NumPy).
 
     Attributes
     ----------

@@ -17,7 +17,7 @@ from fastnn import rng
 from fastnn.backends import BACKENDS, get_backend
 from fastnn.backends.base import StopFlag, TrainJob
 from fastnn.callbacks import Callback
-from fastnn.errors import DivergenceError, ModelFormatError
+from fastnn.errors import BackendUnavailable, DivergenceError, ModelFormatError
 from fastnn.history import History
 from fastnn.mlp import MLP, check_data
 from fastnn.plan import check_memory
@@ -49,10 +49,16 @@ except ImportError:
 
     def fill_permutation(order: np.ndarray, seed: int, epoch: int) -> None:
         """Write an epoch's order of the rows: the same numbers as the compiled one's."""
+        if len(order) >= _WORTH_COMPILING:
+            with contextlib.suppress(BackendUnavailable):
+                get_backend("numba").fill_permutation(order, seed, epoch)  # type: ignore[attr-defined]
+                return
         order[:] = rng.permutation(len(order), seed, epoch)
 
 
 __all__ = ["Trainer"]
+
+_WORTH_COMPILING = 10_000  # rows, of which a loop in Python takes longer than Numba to compile one
 
 # Epochs that go to the backend in one call: enough that Python costs nothing, few enough that the
 # drawn orders (32 MB) and the scalars of the steps (tens of MB) stay small beside the data, and

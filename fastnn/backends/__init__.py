@@ -17,8 +17,13 @@ _IMPLEMENTATIONS = {
         "NativeBackend",
         (
             "the compiled extension is missing: install a wheel of fastnn-mlp, or build one with "
-            "`pip install .`; backend='reference' runs without it, slowly"
+            "`pip install .`; backend='numba' runs without it, backend='reference' too, slowly"
         ),
+    ),
+    "numba": (
+        "fastnn.backends.numba_cpu",
+        "NumbaBackend",
+        "Numba is missing or does not work here: `pip install numba`",
     ),
     "reference": ("fastnn.backends.reference", "ReferenceBackend", ""),
 }

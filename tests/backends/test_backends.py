@@ -90,7 +90,7 @@ def test_reference_needs_no_compiled_code():
 
 @pytest.mark.parametrize("wrong", ["nope", "", "Native"])
 def test_unknown_backends(wrong):
-    with pytest.raises(ValueError, match="backend must be one of native, reference"):
+    with pytest.raises(ValueError, match="backend must be one of native, "):
         get_backend(wrong)
 
 

@@ -1,8 +1,10 @@
 """Native against reference: every activation, loss, output and optimizer together, and free nets.
 
-`test_backends` compares one part at a time; here all meet, in whole trainings in float64.
+`test_backends` compares one part at a time; here all meet, in whole trainings in float64. With
+FASTNN_FULL=1 Numba against reference, too.
 """
 
+import os
 import warnings
 
 import numpy as np
@@ -16,6 +18,9 @@ from fastnn.tables.activations import ACTIVATIONS, LINKS
 from fastnn.tables.losses import LOSSES, resolve_loss
 
 pytest.importorskip("fastnn.backends._native")
+
+FULL = os.environ.get("FASTNN_FULL", "0") not in ("", "0")
+COMPILED = ["native", "numba"] if FULL else ["native"]
 
 OPTIMIZERS = {
     "sgd": fastnn.SGD(0.05),
@@ -72,10 +77,12 @@ def train(backend, sizes, activation, output, loss, optimizer, n, epochs, seed, 
 
 
 def compare(*arguments, **keywords):
-    results = [train(backend, *arguments, **keywords) for backend in ("native", "reference")]
-    assert [a.shape for a in results[0]] == [a.shape for a in results[1]]
-    for got, expected in zip(*results, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
+    reference = train("reference", *arguments, **dict(keywords))
+    for backend in COMPILED:
+        result = train(backend, *arguments, **dict(keywords))
+        assert [a.shape for a in result] == [a.shape for a in reference]
+        for got, expected in zip(result, reference, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

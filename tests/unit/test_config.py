@@ -1,5 +1,7 @@
 """show_config says what one needs to report a fault."""
 
+import re
+
 import numpy as np
 
 import fastnn
@@ -15,3 +17,14 @@ def test_what_it_prints(capsys, monkeypatch):
     assert values["threads"] == "1"
     assert "reference" in values["backends"]
     assert values["instruction set"]
+
+
+def test_numba_says_what_it_has_compiled(capsys):
+    model = fastnn.MLP([2, 1], seed=0, backend="numba")
+    model.predict(np.zeros((1, 2)))
+    fastnn.show_config()
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("numba:")]
+    n, seconds = re.search(r"(\d+) functions compiled in ([\d.]+) s", line).groups()
+    assert int(n) >= 4  # X, the product, the link and the driver
+    assert float(seconds) > 0
+    assert "FASTNN_NUMBA_CACHE=1" in line
