@@ -309,6 +309,41 @@ class MLP:
             plan, self._parameters, X, y, weight, row, l2, resolve_n_threads()
         )
 
+    def compile(self) -> Any:
+        """Compile this net, its sizes and weights fixed, for code that Numba compiles.
+
+        For loops that evaluate a small net once per round, such as control and simulation: called
+        from a function under `numba.njit`, it costs a hundred nanoseconds or so, and the loop never
+        leaves compiled code. From Python, and for batches, `predict` is faster: ``net.report()``
+        measures both and says so.
+
+        Returns
+        -------
+        callable (x, out=None) -> out
+            x of shape (n_features,) or (n_samples, n_features), out an array of the result's shape
+            to write to. With the weights of this moment: training that follows does not change
+            it, until ``net.refresh()``. Any backend's models can be compiled.
+
+        Raises
+        ------
+        ValueError
+            A layer is too wide for code on the stack (4096 units).
+        BackendUnavailable
+            Numba is missing.
+
+        Examples
+        --------
+        >>> net = model.compile()
+        >>> @numba.njit
+        ... def simulate(state, n):
+        ...     action = np.empty(1, np.float32)
+        ...     for _ in range(n):
+        ...         net(state, action)
+        ...         state[0] += action[0]
+        """
+        engine: Any = get_backend("numba")
+        return engine.compile(self._plan, self._parameters, self._predictor)
+
     # Keeping ----------------------------------------------------------------------------------
 
     def save(self, path: Any) -> None:
