@@ -41,7 +41,7 @@ LARGEST_WIDTH = 4096
 
 UNROLLED = 32  # multiply-adds of a chain that are written out one by one
 LANES = 16  # numbers that the loops of kernels take at once, at most
-VECTORS = 4  # that are summed side by side
+VECTORS = 8  # that are summed side by side
 
 _KEPT: list[np.ndarray] = []  # what compiled code reads, and it is never unloaded
 
@@ -366,7 +366,9 @@ class CompiledNet:
         ):
             x = check_X(x, plan.n_features, plan.dtype, "x", allow_1d=True)
         # One type of array, so that one function is compiled for each number of dimensions.
-        x = np.require(x, plan.dtype, ["C", "A", "W"])
+        flags = x.flags
+        if not (flags.c_contiguous and flags.aligned and flags.writeable and x.dtype == plan.dtype):
+            x = np.require(x, plan.dtype, ["C", "A", "W"])
         if out is not None:
             check_out(out, (*x.shape[:-1], plan.n_outputs), plan.dtype, x)
         return self._function(x, out)
@@ -418,17 +420,19 @@ class CompiledNet:
             for _ in range(n):
                 call(row, None)
 
-        lines = [repr(self)]
-        seconds = _best(inside, X, batch[0], n_calls) / n_calls
-        lines.append(f"one row, from compiled code: {_pretty(seconds)}")
-        comparisons: list[tuple[str, int, Callable[[Any], float]]] = [
-            ("one row, from Python", n_calls, lambda call: _best(outside, call, n_calls)),
-            ("a row of 1000, from Python", len(X), lambda call: _best(call, X, batch)),
+        one, of_batch = (
+            _best(outside, predict, n_calls) / n_calls,
+            _best(predict, X, batch) / len(X),
+        )
+        comparisons = [
+            ("one row, from compiled code", _best(inside, X, batch[0], n_calls) / n_calls, one),
+            ("one row, from Python", _best(outside, net, n_calls) / n_calls, one),
+            ("a row of 1000, from Python", _best(net, X, batch) / len(X), of_batch),
         ]
-        for what, n_rows, seconds_of in comparisons:
-            mine, other = seconds_of(net) / n_rows, seconds_of(predict) / n_rows
-            line = f"{what}: {_pretty(mine)}; predict takes {_pretty(other)}"
-            lines.append(line + (": not faster, use predict" if mine >= other else ""))
+        lines = [repr(self)]
+        for what, seconds, other in comparisons:
+            line = f"{what}: {_pretty(seconds)}; predict takes {_pretty(other)}"
+            lines.append(line + (": not faster, use predict" if seconds >= other else ""))
         return "\n".join(lines)
 
 
