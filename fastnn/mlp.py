@@ -15,6 +15,7 @@ from fastnn.backends import BACKENDS, get_backend
 from fastnn.backends.base import Backend
 from fastnn.plan import Plan, check_memory
 from fastnn.preprocessing import Preprocessing
+from fastnn.tables.activations import ActivationRow
 from fastnn.tables.losses import LossRow, encode_targets, resolve_loss
 from fastnn.threads import resolve_n_threads
 from fastnn.validation import (
@@ -58,9 +59,9 @@ class MLP:
     ----------
     layer_sizes : sequence of int
         ``[n_in, hidden..., n_out]``, at least two entries.
-    activation : str or sequence of str, default "relu"
-        Of the hidden layers: one for all or one for each.
-    output : str, default "identity"
+    activation : str, Activation, or a sequence of them, default "relu"
+        Of the hidden layers: one for all or one for each. An `Activation` is one of your own.
+    output : str or Activation, default "identity"
         "identity", "sigmoid", "softmax", "exp", or any activation.
     init : str, default "auto"
         How the weights are drawn, one of `INITIALIZATIONS`; biases start at 0. "auto" chooses by
@@ -123,8 +124,8 @@ class MLP:
         self,
         layer_sizes: Sequence[int],
         *,
-        activation: str | Sequence[str] = "relu",
-        output: str = "identity",
+        activation: str | ActivationRow | Sequence[str | ActivationRow] = "relu",
+        output: str | ActivationRow = "identity",
         init: str = "auto",
         dropout: float | Sequence[float] = 0.0,
         dtype: npt.DTypeLike = "float32",
@@ -135,8 +136,10 @@ class MLP:
         plan = Plan(
             layer_sizes,  # type: ignore[arg-type]  # Plan turns sequences into tuples
             check_dtype(dtype),
-            (activation,) * n_hidden if isinstance(activation, str) else activation,  # type: ignore[arg-type]
-            output,
+            (activation,) * n_hidden  # type: ignore[arg-type]
+            if isinstance(activation, str | ActivationRow)
+            else activation,
+            output,  # type: ignore[arg-type]
             (dropout,) * n_hidden if np.ndim(dropout) == 0 else dropout,  # type: ignore[arg-type]
         )
         check_choice(init, "init", INITIALIZATIONS)
