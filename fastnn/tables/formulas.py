@@ -23,8 +23,10 @@ import ast
 import inspect
 import linecache
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NoReturn
 
@@ -1337,13 +1339,13 @@ class _Source:
         linecache.checkcache(code.co_filename)
         try:
             lines, _ = inspect.findsource(code)
-            tree = ast.parse("".join(lines))
+            tree, compiled = _parsed("".join(lines), code.co_filename)
         except (OSError, SyntaxError, ValueError, IndexError) as error:
             raise Unsupported(
                 f"the source of {function.__qualname__} cannot be read "
                 f"({code.co_filename}): define it in a file or a notebook"
             ) from error
-        for candidate in _codes(compile(tree, code.co_filename, "exec")):
+        for candidate in compiled:
             if _same_code(candidate, code) and candidate.co_firstlineno == code.co_firstlineno:
                 node = _node_of(candidate, tree)
                 if node is not None:
@@ -1352,6 +1354,15 @@ class _Source:
             f"the source of {function.__qualname__} in {code.co_filename} is not what was "
             "imported: import it again"
         )
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str, filename: str) -> tuple[ast.Module, tuple[CodeType, ...]]:
+    """The syntax tree of a file, and all code in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever imported it has seen them
+        tree = ast.parse(text)
+        return tree, tuple(_codes(compile(tree, filename, "exec", dont_inherit=True)))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -1,5 +1,6 @@
 """The vector mathematics of compiled formulas: the kernels' own, and right."""
 
+import functools
 import math
 
 import mpmath
@@ -22,7 +23,11 @@ def numbers(dtype):
     return np.concatenate([everything.view(dtype), np.array([*special, *near], dtype)])
 
 
-def over(function, dtype):
+@functools.cache
+def over(name, dtype):
+    """A function of the module, over arrays."""
+    function = getattr(vector_math.module(dtype), name)
+
     @njit(error_model="numpy")
     def loop(x, y):
         for i in range(x.size):
@@ -50,7 +55,7 @@ def test_bits_are_those_of_the_kernels(name, dtype):
     x = numbers(dtype)
     expected = np.empty_like(x)
     elementwise(FUNCTIONS.index(name), x.size, x.ctypes.data, expected.ctypes.data)
-    got = over(getattr(vector_math.module(dtype), name), dtype)(x)
+    got = over(name, dtype)(x)
     assert np.isfinite(got).sum() > 1000
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     bits = np.uint32 if dtype == "float32" else np.uint64
@@ -67,7 +72,7 @@ def test_values_are_those_of_mpmath(name, dtype):
     x = np.random.default_rng(1).uniform(-20, 20, 300).astype(dtype)
     if name.startswith("log"):
         x = np.abs(x)
-    got = over(getattr(vector_math.module(dtype), name), dtype)(x)
+    got = over(name, dtype)(x)
     assert got.dtype == dtype
     with mpmath.workdps(40):
         expected = np.array([float(function(mpmath.mpf(float(v)))) for v in x])
