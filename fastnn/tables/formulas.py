@@ -1362,7 +1362,11 @@ def _parsed(text: str, filename: str) -> tuple[ast.Module, tuple[CodeType, ...]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # whoever imported it has seen them
         tree = ast.parse(text)
-        return tree, tuple(_codes(compile(tree, filename, "exec", dont_inherit=True)))
+        # A notebook compiles statement by statement, which may give other code: what is imported
+        # in the same piece is called in a way of its own.
+        pieces = [tree, *(ast.Module([statement], []) for statement in tree.body)]
+        codes = [compile(piece, filename, "exec", dont_inherit=True) for piece in pieces]
+        return tree, tuple(inner for code in codes for inner in _codes(code))
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -17,7 +17,7 @@ from fastnn.tables import vector_math
 
 
 def snake(z):
-    """Liu et al. 2020."""
+    """Ziyin, Hartwig and Ueda 2020, arXiv:2006.08195."""
     return z + math.sin(z) ** 2
 
 

@@ -340,6 +340,20 @@ def test_functions_without_source():
         translate(namespace["f"], ("z",))
 
 
+def test_functions_of_notebooks():
+    # statement by statement, with the text of the cell where `inspect` looks for it
+    import ast
+    import linecache
+
+    cell = "import math\nf = lambda z: math.tanh(z)\ndef g(z):\n    return 2.0 * math.exp(z)\n"
+    name, namespace = "<a cell of test_formulas>", {}
+    linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+    for statement in ast.parse(cell).body:
+        exec(compile(ast.Module([statement], []), name, "exec"), namespace)
+    assert translate(namespace["f"], ("z",)).function(0.5) == math.tanh(0.5)
+    assert translate(namespace["g"], ("z",), by="z").function(0.5) == 2 * math.exp(0.5)
+
+
 def test_functions_whose_file_has_changed(tmp_path):
     import importlib.util
 
