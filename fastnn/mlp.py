@@ -25,6 +25,7 @@ from fastnn.validation import (
     check_real,
     check_sample_weight,
     check_X,
+    on_gpu,
     raise_not_finite,
     resolve_seed,
 )
@@ -76,7 +77,8 @@ class MLP:
         Of the weights, ``0 <= seed < 2**64``. By default a fresh one is drawn, and kept.
     backend : str, default "native"
         Who computes: "native" (compiled), "numba" (compiled when first used, where the extension
-        is not to be had), or "reference" (plain NumPy).
+        is not to be had), "reference" (plain NumPy), or "cuda" (an NVIDIA GPU; needs
+        ``pip install 'fastnn-mlp[cuda]'``).
 
     Attributes
     ----------
@@ -246,7 +248,7 @@ class MLP:
         TypeError, ValueError
             X of the wrong type, shape or value.
         """
-        X = check_X(X, self._plan.n_features, self._plan.dtype)
+        X = _check_rows(self._backend, X, self._plan)
         return self._backend.layer_outputs(self._plan, self._parameters, X, resolve_n_threads())
 
     def input_gradient(self, X: Any) -> np.ndarray:
@@ -266,7 +268,7 @@ class MLP:
         TypeError, ValueError
             X of the wrong type, shape or value.
         """
-        X = check_X(X, self._plan.n_features, self._plan.dtype)
+        X = _check_rows(self._backend, X, self._plan)
         return self._backend.input_gradient(self._plan, self._parameters, X, resolve_n_threads())
 
     def loss_and_gradient(
@@ -307,7 +309,7 @@ class MLP:
         plan = self._plan
         row = resolve_loss(loss, plan.output)
         l2 = check_real(l2, "l2", low=0.0)
-        X, y, weight = check_data(plan, row, X, y, sample_weight)
+        X, y, weight = check_data(plan, row, X, y, sample_weight, backend=self._backend)
         return self._backend.loss_and_gradient(
             plan, self._parameters, X, y, weight, row, l2, resolve_n_threads()
         )
@@ -516,12 +518,16 @@ def _predict(
     """`MLP.predict` for every kind of argument; a backend may put a faster way before it."""
     # A result of our own may be thrown away half written; `out` belongs to the caller.
     late = out is None and backend.checks_rows
-    X = check_X(X, plan.n_features, plan.dtype, allow_1d=True, finite=not late)
+    X = _check_rows(backend, X, plan, allow_1d=True, finite=not late)
     shape = (*X.shape[:-1], plan.n_outputs)
-    if out is None:
+    given = out
+    if backend.takes_device_arrays and on_gpu(out):
+        out = backend.check_device_out(out, shape, plan.dtype)
+    elif out is None:
         out = np.empty(shape, plan.dtype)
     else:
-        check_out(out, shape, plan.dtype, X, parameters)
+        apart = (parameters,) if backend.takes_device_arrays else (X, parameters)
+        check_out(out, shape, plan.dtype, *apart)
     arguments = (
         plan,
         parameters,
@@ -533,7 +539,22 @@ def _predict(
         backend.predict(*arguments)
     elif not backend.predict_checked(*arguments):
         raise_not_finite(X, "X", plan.dtype)
-    return out
+    return out if given is None else given
+
+
+def _check_rows(
+    backend: Backend | None,
+    X: Any,
+    plan: Plan,
+    *,
+    name: str = "X",
+    allow_1d: bool = False,
+    finite: bool = True,
+) -> Any:
+    """`check_X`, or the backend's own look at rows that lie on a GPU."""
+    if backend is not None and backend.takes_device_arrays and on_gpu(X):
+        return backend.adopt_rows(X, plan.n_features, plan.dtype, name, allow_1d)
+    return check_X(X, plan.n_features, plan.dtype, name, allow_1d, finite)
 
 
 class _TrainingLock:
@@ -589,14 +610,25 @@ def check_data(
     allow_all_zero: bool = False,
     finite: bool = True,
     names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+    backend: Backend | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Rows, targets and weights as the backends take them; at least one row.
 
-    With ``finite=False`` the backend looks for NaN and infinity in X.
+    With ``finite=False`` the backend looks for NaN and infinity in X. Given a backend that takes
+    them, rows and targets in a GPU's memory stay there.
     """
-    X = check_X(X, plan.n_features, plan.dtype, name=names[0], finite=finite)
+    X = _check_rows(backend, X, plan, name=names[0], finite=finite)
     if not len(X):
         raise ValueError(f"{names[0]} has no rows, but at least one is needed")
+    if backend is not None and backend.takes_device_arrays:
+        if on_gpu(sample_weight):
+            sample_weight = backend.fetch(sample_weight, names[2])
+        if on_gpu(y):
+            y = backend.adopt_targets(loss, y, len(X), plan.n_outputs, plan.dtype, names[1])
+            weight = check_sample_weight(
+                sample_weight, len(X), names[2], allow_all_zero=allow_all_zero
+            )
+            return X, y, weight
     y = encode_targets(loss, y, len(X), plan.n_outputs, plan.dtype, name=names[1])
     weight = check_sample_weight(sample_weight, len(X), names[2], allow_all_zero=allow_all_zero)
     return X, y, weight
