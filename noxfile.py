@@ -111,6 +111,45 @@ def sanitize(session: nox.Session) -> None:
     )
 
 
+COMPILERS = ["nvidia-cuda-nvrtc==13.*", "nvidia-nvvm==13.*"]
+
+
+@nox.session
+def cudasim(session: nox.Session) -> None:
+    """The CUDA backend without a GPU: in Numba's simulator, then every kernel compiled to PTX.
+
+    FASTNN_FULL=1 tries every activation with every loss and every optimizer.
+    """
+    session.install(".", "pytest", "numba-cuda>=0.30", *COMPILERS)
+    simulated = ["tests/backends/test_cuda.py", "tests/backends/test_backends.py", "-k", "cuda"]
+    run_from_elsewhere(session, *simulated, *session.posargs, NUMBA_ENABLE_CUDASIM="1")
+    ptx = [f"tests/backends/test_cuda_{name}.py" for name in ("ptx", "absent")]
+    run_from_elsewhere(session, *ptx, *session.posargs)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """On a machine with an NVIDIA GPU: the suite, compute-sanitizer, and the bench.
+
+    Wants a driver for CUDA 13; compute-sanitizer is that of a CUDA toolkit on the PATH. Writes the
+    figures, with the card's name, to gpu.json.
+    """
+    session.install(".[test,cuda]", "pytest-benchmark")
+    session.run("python", "-P", "-m", "fastnn", "info")
+    env = {"FASTNN_TEST_GPU": "1"}
+    suite = ["tests/backends", "tests/unit", "tests/gradients", "-k", "cuda"]
+    run_from_elsewhere(session, *suite, *session.posargs, **env)
+    # Every kernel runs in these tests; each tool slows them down by ten to a hundred.
+    few = ["tests/backends/test_cuda.py", "-k", "both_ways or any_width or pieces or device_arrays"]
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        session.run(
+            "compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--target-processes",
+            "all", "python", "-P", "-m", "pytest", *few, env=env, external=True,
+        )  # fmt: skip
+    session.install("torch>=2.4")
+    run_from_elsewhere(session, "benches/bench_cuda.py", "--benchmark-json", "gpu.json")
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """Guide, reference and decisions as HTML in docs/_build."""

@@ -1,4 +1,4 @@
-"""Predictions W5: one row, and throughput.
+"""Predictions W5: one row, from Python and from code compiled by Numba, and throughput.
 
 pytest benches/bench_predict.py
 """
@@ -20,6 +20,25 @@ def test_one_row(benchmark, name):
     row = np.ascontiguousarray(one.X[:1])
     benchmark(one.predict, row)
     check_outputs(one)
+
+
+@pytest.mark.parametrize("name", ["W5lat", "W5tiny"])
+def test_one_row_from_compiled_code(benchmark, record, name):
+    """`model.compile()` called by a loop under numba.njit, 1000 times."""
+    numba = pytest.importorskip("numba")
+    one = FastnnInference(WORKLOADS[name], 1)
+    net, rows = one.model.compile(), np.ascontiguousarray(one.X[:1000])
+    out = np.empty((len(rows), one.model.plan.n_outputs), np.float32)
+
+    @numba.njit
+    def loop(rows, out):
+        for i in range(len(rows)):
+            net(rows[i], out[i])
+
+    benchmark(loop, rows, out)
+    np.testing.assert_allclose(out, one.predict(rows), rtol=1e-5, atol=1e-6)
+    if benchmark.stats:
+        record(ns_per_row=round(benchmark.stats.stats.median / len(rows) * 1e9, 1))
 
 
 @pytest.mark.parametrize("n_threads", THREADS, ids="{}-thread".format)

@@ -103,7 +103,7 @@ int fnn_activation_needs_z(int activation) {
 #include "activations.def"
         0};
 #undef ACTIVATION
-    return activation >= 0 && activation < FNN_N_ACTIVATIONS ? needs[activation] : 0;
+    return activation == FNN_USER || (activation >= 0 && activation < FNN_N_ACTIVATIONS && needs[activation]);
 }
 
 const char *fnn_loss_name(int loss) {

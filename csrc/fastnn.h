@@ -49,6 +49,16 @@ enum fnn_optimizer {
 };
 #undef OPTIMIZER
 
+/* In the place of an fnn_activation or an fnn_loss_id: a function of the user's, compiled at run time, by its pointers.
+ * Like a kernel it cannot fail, allocate, block or start threads; its arrays are contiguous and of the net's dtype. */
+#define FNN_USER (-1)
+/* y = f(y) */
+typedef void (*fnn_user_value)(ptrdiff_t n, void *y);
+/* delta *= f'(z), with y = f(z) */
+typedef void (*fnn_user_derivative)(ptrdiff_t n, const void *z, const void *y, void *delta);
+/* value and d(value)/dy for n outputs y and targets t */
+typedef void (*fnn_user_loss)(ptrdiff_t n, const void *y, const void *t, void *value, void *gradient);
+
 /* Functions of the `elementwise` slot, for tests and benchmarks of the vector mathematics. */
 enum fnn_function {
     FNN_FUNCTION_exp,
@@ -100,13 +110,16 @@ typedef struct {
 
 /* A loss on the output layer, and how targets are laid out. */
 typedef struct {
-    int loss, link; /* fnn_loss_id, fnn_activation */
+    int loss, link; /* fnn_loss_id, fnn_activation; or FNN_USER */
     double parameter;
     ptrdiff_t n_outputs;
     const int64_t *labels;       /* class of each sample, or NULL */
     const void *targets;         /* (n_samples, n_outputs) of the dtype, where labels is NULL */
     const double *sample_weight; /* (n_samples,) or NULL for ones */
     double total_weight;         /* sum of the weights over the batch */
+    fnn_user_loss user_loss;     /* where loss is FNN_USER */
+    fnn_user_value link_value;   /* where link is FNN_USER */
+    fnn_user_derivative link_derivative;
 } fnn_loss;
 
 /* A small network and a batch in padded memory (small.tmpl.h): small_layout divides it. */
@@ -120,6 +133,9 @@ typedef struct {
     void *input, *z, *delta; /* z: the next layer's input where that is computed in place */
     void *turned;            /* (fan_out, fan_in): the weights on their side */
     const void **input_rows, **delta_rows, **weight_rows;
+    fnn_user_value user_value; /* where activation is FNN_USER: set after small_layout */
+    fnn_user_derivative user_derivative;
+    int user_whole;
 } fnn_small_layer;
 typedef struct {
     ptrdiff_t n_layers, n_rows, n_padded;
@@ -191,6 +207,14 @@ int fnn_in_place(const fnn_array *x, int dtype);
 /* Ask for rows of x (of long ones, the first 4 KB) that will be read soon: rows in shuffled order lie where no hardware
  * prefetcher looks. */
 void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_rows);
+
+/* --- user.c -------------------------------------------------------------------------------------------------------- */
+/* What the slots activate and activate_backward do, with a function of the user's; y holds z before. `whole` says that
+ * what lies between the rows, up to n_rows * ld, are numbers, too, and may be computed and overwritten. */
+void fnn_user_activate(fnn_user_value f, int dtype, ptrdiff_t n_rows, ptrdiff_t n_cols, void *y, ptrdiff_t ldy,
+                       int whole);
+void fnn_user_activate_backward(fnn_user_derivative df, int dtype, ptrdiff_t n_rows, ptrdiff_t n_cols, const void *z,
+                                const void *y, ptrdiff_t ldy, void *delta, ptrdiff_t ldd, int whole);
 
 /* --- shuffle.c --------------------------------------------------------------------------------------------------- */
 /* order: n row numbers, a permutation that depends on seed, epoch and n alone. */

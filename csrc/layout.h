@@ -8,8 +8,8 @@
 #define FNN_POINTERS_BYTES 1024
 /* Small work: two narrow tiles. */
 #define FNN_WORK_BYTES 4096
-/* A loss keeps four vectors of at most 64 bytes for each output. */
-#define FNN_LOSS_BYTES_PER_OUTPUT (4 * 64)
+/* A loss keeps five vectors of at most 64 bytes for each output. */
+#define FNN_LOSS_BYTES_PER_OUTPUT (5 * 64)
 
 /* Rows of W whose gradient is summed together; their columns take at most 512 bytes. */
 #define FNN_GRADIENT_ROWS 48

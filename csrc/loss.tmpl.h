@@ -138,8 +138,15 @@ static int N(natural_loss_lanes)(int loss, int link, V p, ptrdiff_t n, const REA
             N(store)(d + j * LANES, gradient);                                                                         \
         }                                                                                                              \
         break;
-static void N(output_loss_lanes)(int loss, V p, ptrdiff_t n, const REAL *yt, const REAL *tt, REAL *d, double *sum) {
-    switch (loss) {
+static void N(output_loss_lanes)(const fnn_loss *job, V p, ptrdiff_t n, const REAL *yt, const REAL *tt, REAL *d,
+                                 double *sum) {
+    if (job->loss == FNN_USER) {
+        REAL *value = d + n * LANES;
+        job->user_loss(n * LANES, yt, tt, value, d);
+        for (ptrdiff_t j = 0; j < n; j++) N(add_lanes)(sum, N(load)(value + j * LANES));
+        return;
+    }
+    switch (job->loss) {
 #include "losses.def"
     }
 }
@@ -173,9 +180,28 @@ static int N(loss_of_one)(const fnn_loss *job, ptrdiff_t n_rows, const REAL *z, 
     return 1;
 }
 
+/* y = link(z) and, later, d = dL/dy turned into dL/dz: n outputs of LANES rows, for every link but softmax. */
+static void N(link_lanes)(const fnn_loss *job, ptrdiff_t n, const REAL *zt, REAL *yt) {
+    if (job->link == FNN_USER) {
+        for (ptrdiff_t j = 0; j < n; j++) N(store)(yt + j * LANES, N(load)(zt + j * LANES));
+        job->link_value(n * LANES, yt);
+        return;
+    }
+    for (ptrdiff_t j = 0; j < n; j++) N(store)(yt + j * LANES, N(link_value)(job->link, N(load)(zt + j * LANES)));
+}
+static void N(link_backward_lanes)(const fnn_loss *job, ptrdiff_t n, const REAL *zt, const REAL *yt, REAL *d) {
+    if (job->link == FNN_USER) {
+        job->link_derivative(n * LANES, zt, yt, d);
+        return;
+    }
+    for (ptrdiff_t j = 0; j < n; j++)
+        N(store)(d + j * LANES, N(load)(d + j * LANES) * N(link_derivative)(job->link, N(load)(zt + j * LANES),
+                                                                            N(load)(yt + j * LANES)));
+}
+
 /* Loss of each row (float64, not weighted) and delta = dL/dz times the row's share of the batch, weight / total_weight.
  * z (n_rows, n_outputs) logits; samples: n_rows indices into labels or targets; delta (n_rows, n_outputs);
- * row_loss (n_rows,). Scratch holds 4 n_outputs vectors. */
+ * row_loss (n_rows,). Scratch holds 5 n_outputs vectors. */
 static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdiff_t ldz, const int64_t *samples,
                     void *delta_, ptrdiff_t ldd, double *row_loss, void *scratch) {
     const REAL *z = z_, *targets = job->targets;
@@ -213,20 +239,16 @@ static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdi
                 if (job->link == FNN_ACTIVATION_softmax) {
                     V total = K(1) + N(softmax_lanes)(zt, n, yt).rest;
                     for (ptrdiff_t j = 0; j < n; j++) N(store)(yt + j * LANES, N(load)(yt + j * LANES) / total);
-                    N(output_loss_lanes)(job->loss, parameter, n, yt, tt, d, sum);
+                    N(output_loss_lanes)(job, parameter, n, yt, tt, d, sum);
                     V mean = {0};
                     for (ptrdiff_t j = 0; j < n; j++)
                         mean = FMA(N(load)(d + j * LANES), N(load)(yt + j * LANES), mean);
                     for (ptrdiff_t j = 0; j < n; j++)
                         N(store)(d + j * LANES, N(load)(yt + j * LANES) * (N(load)(d + j * LANES) - mean));
                 } else {
-                    for (ptrdiff_t j = 0; j < n; j++)
-                        N(store)(yt + j * LANES, N(link_value)(job->link, N(load)(zt + j * LANES)));
-                    N(output_loss_lanes)(job->loss, parameter, n, yt, tt, d, sum);
-                    for (ptrdiff_t j = 0; j < n; j++)
-                        N(store)(d + j * LANES,
-                                 N(load)(d + j * LANES) *
-                                     N(link_derivative)(job->link, N(load)(zt + j * LANES), N(load)(yt + j * LANES)));
+                    N(link_lanes)(job, n, zt, yt);
+                    N(output_loss_lanes)(job, parameter, n, yt, tt, d, sum);
+                    N(link_backward_lanes)(job, n, zt, yt, d);
                 }
             }
             for (ptrdiff_t j = 0; j < n; j++) N(store)(d + j * LANES, N(load)(d + j * LANES) * factor);

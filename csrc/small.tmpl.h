@@ -140,7 +140,11 @@ static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *const *
         if (!hidden) break;
         const ptrdiff_t ld = layer[1].ld_input;
         REAL *y = layer[1].input;
-        if (layer->activation != FNN_ACTIVATION_identity || y != layer->z)
+        if (layer->activation == FNN_USER) {
+            memcpy(y, layer->z, (size_t)(n * ld) * sizeof(REAL));
+            fnn_user_activate(layer->user_value, IS_FLOAT ? FNN_F32 : FNN_F64, n, layer->fan_out, y, ld,
+                              layer->user_whole);
+        } else if (layer->activation != FNN_ACTIVATION_identity || y != layer->z)
             N(activate)(layer->activation, n, layer->ld, layer->z, ld, y, ld);
         for (ptrdiff_t r = 0; r < n; r++) y[r * ld + layer->fan_out] = 1;
     }
@@ -151,7 +155,10 @@ static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *const *
         N(small_product)(N(rows_job)(layer->fan_out, (const REAL *const *)layer->delta_rows, 0, layer->turned, below->ld,
                                      below->delta, below->ld, 0, 0),
                          n, below->ld, 0);
-        if (below->activation != FNN_ACTIVATION_identity)
+        if (below->activation == FNN_USER)
+            fnn_user_activate_backward(below->user_derivative, IS_FLOAT ? FNN_F32 : FNN_F64, n, below->fan_out, below->z,
+                                       layer->input, layer->ld_input, below->delta, below->ld, below->user_whole);
+        else if (below->activation != FNN_ACTIVATION_identity)
             N(activate_backward)(below->activation, n, below->ld, below->z, layer->input, layer->ld_input, below->delta,
                                  below->ld);
     }

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import linecache
 import os
 import re
 import sys
@@ -106,6 +107,16 @@ def blocks(text: str) -> Iterator[Block]:
         i += 1
 
 
+def show_source(page: Path, text: str) -> None:
+    """Let `inspect` find the source of functions defined on a page: its code, in its lines."""
+    lines = [""] * len(text.splitlines())
+    for block in blocks(text):
+        if block.kind == "python":
+            lines[block.line : block.end] = block.code.splitlines()
+    source = [line + "\n" for line in lines]
+    linecache.cache[str(page)] = (len("".join(source)), None, source, str(page))
+
+
 def run_page(page: Path, folder: Path) -> Run:
     """Run a page in `folder`, where its pictures and files will lie.
 
@@ -124,7 +135,9 @@ def run_page(page: Path, folder: Path) -> Run:
     os.chdir(folder)
     try:
         with mpl.rc_context(style):
-            for block in blocks(page.read_text(encoding="utf-8")):
+            text = page.read_text(encoding="utf-8")
+            show_source(page, text)
+            for block in blocks(text):
                 # Empty lines before the code, so that a traceback names the line of the page.
                 code = "\n" * block.line + block.code
                 if block.kind == "python":

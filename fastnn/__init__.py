@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastnn.config import show_config
     from fastnn.many import train_many
     from fastnn.rate_finder import find_learning_rate
+    from fastnn.tables.custom import Activation, Loss
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "LBFGS",
     "MLP",
     "SGD",
+    "Activation",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -58,6 +60,7 @@ __all__ = [
     "History",
     "Huber",
     "InverseScaling",
+    "Loss",
     "ModelFormatError",
     "Nadam",
     "OneCycle",
@@ -79,6 +82,8 @@ __all__ = [
 
 # Public names whose modules wait for their first use: `import fastnn` stays quick.
 _LAZY = {
+    "Activation": ("fastnn.tables.custom", "Activation"),
+    "Loss": ("fastnn.tables.custom", "Loss"),
     "datasets": ("fastnn.datasets", None),
     "find_learning_rate": ("fastnn.rate_finder", "find_learning_rate"),
     "show_config": ("fastnn.config", "show_config"),

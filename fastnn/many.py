@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fastnn.backends import get_backend
 from fastnn.history import History
 from fastnn.mlp import check_data
 from fastnn.threads import resolve_n_threads
@@ -129,10 +130,13 @@ def _check_data(trainers: list[Trainer], X: Any, y: Any) -> list[Data]:
     data = []
     for i, trainer in enumerate(trainers):
         plan = trainer.model.plan
-        key = (plan.n_features, plan.n_outputs, plan.dtype, trainer.loss)
+        backend = trainer.model.backend
+        key = (plan.n_features, plan.n_outputs, plan.dtype, trainer.loss, backend)
         if key not in checked:
             try:
-                checked[key] = check_data(plan, trainer.loss, X, y, None)
+                checked[key] = check_data(
+                    plan, trainer.loss, X, y, None, backend=get_backend(backend)
+                )
             except (TypeError, ValueError) as error:
                 error.add_note(f"trainers[{i}] cannot take this X and y; nothing was trained")
                 raise

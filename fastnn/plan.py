@@ -11,7 +11,12 @@ from functools import cached_property
 
 import numpy as np
 
-from fastnn.tables.activations import ACTIVATIONS, LINKS
+from fastnn.tables.activations import (
+    ACTIVATIONS,
+    LINKS,
+    REGISTERED_ACTIVATIONS,
+    ActivationRow,
+)
 from fastnn.validation import check_choice, check_dtype, check_int, check_real
 
 __all__ = ["Plan", "check_memory"]
@@ -27,10 +32,10 @@ class Plan:
         Units per layer, ``(n_in, hidden..., n_out)``: at least two entries, each >= 1.
     dtype : dtype-like
         float32 or float64: of the parameters and of everything computed from them.
-    activations : sequence of str
-        One name of ``ACTIVATIONS`` per hidden layer.
-    output : str
-        The output link: one name of ``LINKS`` or ``ACTIVATIONS``.
+    activations : sequence of str or ActivationRow
+        One of ``ACTIVATIONS``, or of the user's own, per hidden layer; kept by name.
+    output : str or ActivationRow
+        The output link: one of ``LINKS``, of ``ACTIVATIONS`` or of the user's own.
     dropout : sequence of float
         The share of units dropped while training, one per hidden layer, ``0 <= p < 1``.
 
@@ -69,10 +74,10 @@ class Plan:
             ),
             "dtype": check_dtype(self.dtype),
             "activations": tuple(
-                check_choice(name, f"activation[{i}]", ACTIVATIONS)
-                for i, name in enumerate(activations)
+                _activation_name(row, f"activation[{i}]", list(ACTIVATIONS))
+                for i, row in enumerate(activations)
             ),
-            "output": check_choice(self.output, "output", [*LINKS, *ACTIVATIONS]),
+            "output": _activation_name(self.output, "output", [*LINKS, *ACTIVATIONS]),
             "dropout": tuple(
                 check_real(rate, f"dropout[{i}]", low=0.0, high=1.0, high_open=True)
                 for i, rate in enumerate(dropout)
@@ -152,6 +157,21 @@ def check_memory(n_bytes: int, what: str) -> None:
         limit = min(limit, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if n_bytes > limit:
         raise MemoryError(f"{what} needs {n_bytes} bytes, but this machine has {limit}")
+
+
+def _activation_name(value: object, name: str, choices: list[str]) -> str:
+    """The name of an activation, which is all that a plan keeps of it."""
+    if isinstance(value, ActivationRow):
+        value = value.name
+    if isinstance(value, str) and value in REGISTERED_ACTIVATIONS:
+        return value
+    try:
+        return check_choice(value, name, [*choices, *REGISTERED_ACTIVATIONS])
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; one of your own has to be registered first in every process, with "
+            f"fastnn.Activation({value!r}, f)"
+        ) from None
 
 
 def _sequence(value: object, name: str) -> list:

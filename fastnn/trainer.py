@@ -278,7 +278,8 @@ class Trainer:
         ----------
         X : array-like of shape (n_samples, n_features)
             Read in place where it can be (see `fastnn.validation.check_X`). A sparse matrix of
-            SciPy's is read as CSR, and only what it stores is touched.
+            SciPy's is read as CSR, and only what it stores is touched. With backend="cuda", X and
+            y may lie in the GPU's memory; other arrays are copied there once.
         y : array-like of shape (n_samples, n_outputs), or (n_samples,)
             Targets; labels for cross_entropy.
         epochs : int
@@ -314,7 +315,7 @@ class Trainer:
         progress = check_flag(progress, "progress")
         callbacks = _check_callbacks(callbacks)
         late = self._checks_rows_late()
-        data = check_data(self._model.plan, self._loss, X, y, sample_weight, finite=not late)
+        data = self._check_data(X, y, sample_weight, finite=not late)
         validation = self._check_validation_data(validation_data)
         n_threads = resolve_n_threads(self._n_threads)
         return self._fit(data, epochs, n_threads, validation, callbacks, progress)
@@ -332,6 +333,10 @@ class Trainer:
         run = self._run_lbfgs if isinstance(self._optimizer, LBFGS) else self._run_epochs
         watched = bool(callbacks) or progress or validation is not None
         history = History()
+        backend, plan = get_backend(self._model.backend), self._model.plan
+        if epochs > 0:
+            data = backend.place(plan, *data)
+            validation = None if validation is None else backend.place(plan, *validation)
 
         with self._training(), _progress_bar(epochs, progress) as show:
             keys = {"epoch", "loss", "learning_rate", "seconds"}
@@ -392,7 +397,7 @@ class Trainer:
         """
         if isinstance(self._optimizer, LBFGS):
             raise ValueError("LBFGS makes no single steps: use fit, one iteration is one epoch")
-        data = check_data(self._model.plan, self._loss, X, y, sample_weight, allow_all_zero=True)
+        data = self._check_data(X, y, sample_weight, allow_all_zero=True)
         weight = data[2]
         if weight is not None and not weight.any():
             return 0.0
@@ -427,7 +432,7 @@ class Trainer:
         TypeError, ValueError
             An argument of the wrong type, shape or value.
         """
-        data = check_data(self._model.plan, self._loss, X, y, sample_weight)
+        data = self._check_data(X, y, sample_weight)
         return self._loss_on(data, resolve_n_threads(self._n_threads))
 
     def stop(self) -> None:
@@ -605,6 +610,10 @@ class Trainer:
             model.plan, model.parameters, *data, self._loss, n_threads
         )
 
+    def _check_data(self, X: Any, y: Any, sample_weight: Any, **settings: Any) -> Data:
+        plan, backend = self._model.plan, get_backend(self._model.backend)
+        return check_data(plan, self._loss, X, y, sample_weight, backend=backend, **settings)
+
     def _check_validation_data(self, validation_data: Any) -> Data | None:
         if validation_data is None:
             return None
@@ -612,7 +621,7 @@ class Trainer:
             raise TypeError("validation_data must be a tuple (X, y) or (X, y, sample_weight)")
         X, y, weight = (*validation_data, None)[:3]
         names = ("validation X", "validation y", "validation sample_weight")
-        return check_data(self._model.plan, self._loss, X, y, weight, names=names)
+        return self._check_data(X, y, weight, names=names)
 
     # Keeping ----------------------------------------------------------------------------------
 

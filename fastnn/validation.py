@@ -33,6 +33,7 @@ __all__ = [
     "check_real",
     "check_sample_weight",
     "describe",
+    "on_gpu",
     "raise_not_finite",
     "resolve_seed",
 ]
@@ -170,6 +171,24 @@ def check_path(path: Any, name: str = "path") -> str:
 # Arrays -------------------------------------------------------------------------------------------
 
 
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+def on_gpu(value: Any) -> bool:
+    """Whether an array-like lies in the memory of a CUDA GPU: of CuPy, PyTorch, JAX, Numba, ..."""
+    if isinstance(value, np.ndarray | list | tuple) or value is None:
+        return False
+    try:
+        if getattr(value, "__cuda_array_interface__", None) is not None:
+            return True
+        device = getattr(value, "__dlpack_device__", None)
+        return device is not None and device()[0] in _DLPACK_CUDA
+    except RuntimeError:  # PyTorch's word for a tensor on a GPU that requires a gradient
+        return True
+    except Exception:  # an object that cannot say is read like any other
+        return False
+
+
 def as_array(value: Any, name: str) -> np.ndarray:
     """Anything array-like as a base-class ndarray, without a copy where NumPy can avoid one.
 
@@ -184,6 +203,12 @@ def as_array(value: Any, name: str) -> np.ndarray:
         return value
     if is_sparse(value):
         raise TypeError(f"{name} is sparse ({type(value).__name__}): use {name}.toarray()")
+    if on_gpu(value):
+        raise TypeError(
+            f"{name} lies on a GPU ({type(value).__name__}), but is needed in the host's memory "
+            f"here: copy it, as {name}.get() or {name}.cpu(), or train and predict where it is, "
+            "with MLP(..., backend='cuda')"
+        )
     # Nobody can hold a masked array without having loaded numpy.ma, which is slow to import.
     masked = sys.modules.get("numpy.ma")
     if masked is not None and masked.is_masked(value):

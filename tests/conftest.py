@@ -1,23 +1,36 @@
 """What all tests share: the backends that this installation has.
 
 The Numba backend compiles what it runs: by default it takes part in tests/backends only, and with
-FASTNN_FULL=1 everywhere.
+FASTNN_FULL=1 everywhere. The CUDA backend takes part where somebody asks for it: in the simulator
+(nox -s cudasim), or on a GPU (nox -s gpu).
 """
 
+import importlib.util
 import os
-from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from fastnn.backends import BACKENDS, get_backend
 
 FULL = os.environ.get("FASTNN_FULL", "0") not in ("", "0")
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+WITH_CUDA = SIMULATED or os.environ.get("FASTNN_TEST_GPU") == "1"
+
+if SIMULATED:
+    _spec = importlib.util.spec_from_file_location(
+        "cuda_simulator", Path(__file__).parent / "cuda_simulator.py"
+    )
+    _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+    _module.install()
 
 
 def backends_here() -> list[str]:
     """Every backend but a compiled one that was never built: one that is there has to work."""
-    built = find_spec("fastnn.backends._native") is not None
-    return [name for name in BACKENDS if (name != "native" or built) and (name != "numba" or FULL)]
+    built = importlib.util.find_spec("fastnn.backends._native") is not None
+    here = {"native": built, "numba": FULL, "cuda": WITH_CUDA}
+    return [name for name in BACKENDS if here.get(name, True)]
 
 
 @pytest.fixture(scope="session", params=backends_here())
@@ -25,3 +38,10 @@ def backend_name(request) -> str:
     """Name of a backend; a test that asks for it runs once on each."""
     get_backend(request.param)
     return request.param
+
+
+def pytest_collection_modifyitems(items):
+    """In the simulator numbers that overflow or are NaN come with NumPy's warnings."""
+    if SIMULATED:
+        for item in items:
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))

@@ -26,6 +26,7 @@ _IMPLEMENTATIONS = {
         "Numba is missing or does not work here: `pip install numba`",
     ),
     "reference": ("fastnn.backends.reference", "ReferenceBackend", ""),
+    "cuda": ("fastnn.backends.numba_cuda", "CudaBackend", ""),
 }
 
 BACKENDS = tuple(_IMPLEMENTATIONS)
@@ -50,5 +51,6 @@ def get_backend(name: str) -> Backend:
     try:
         return getattr(import_module(module), class_name)()
     except ImportError as error:
-        message = f"backend {name!r} is not available: {remedy} ({error})"
-        raise BackendUnavailable(message) from error
+        # A backend's own message says what to do.
+        why = str(error) if isinstance(error, BackendUnavailable) else f"{remedy} ({error})"
+        raise BackendUnavailable(f"backend {name!r} is not available: {why}") from error

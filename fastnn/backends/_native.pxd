@@ -9,6 +9,7 @@ cdef extern from "fastnn.h" nogil:
     enum: FNN_F64
     enum: FNN_ACTIVATION_identity
     enum: FNN_ACTIVATION_softmax
+    enum: FNN_USER
     enum: FNN_KIND_F32, FNN_KIND_F64, FNN_KIND_I8, FNN_KIND_I16, FNN_KIND_I32, FNN_KIND_I64
     enum: FNN_KIND_U8, FNN_KIND_U16, FNN_KIND_U32, FNN_KIND_U64
 
@@ -31,6 +32,10 @@ cdef extern from "fastnn.h" nogil:
         void *packed
         int packed_only
 
+    ctypedef void (*fnn_user_value)(Py_ssize_t, void *) noexcept nogil
+    ctypedef void (*fnn_user_derivative)(Py_ssize_t, const void *, const void *, void *) noexcept nogil
+    ctypedef void (*fnn_user_loss)(Py_ssize_t, const void *, const void *, void *, void *) noexcept nogil
+
     ctypedef struct fnn_loss:
         int loss, link
         double parameter
@@ -39,6 +44,9 @@ cdef extern from "fastnn.h" nogil:
         const void *targets
         const double *sample_weight
         double total_weight
+        fnn_user_loss user_loss
+        fnn_user_value link_value
+        fnn_user_derivative link_derivative
 
     enum: FNN_SMALL_LAYERS
     enum: FNN_SPARSE_UNIT
@@ -52,6 +60,9 @@ cdef extern from "fastnn.h" nogil:
     ctypedef struct fnn_small_layer:
         Py_ssize_t ld_input
         void *input
+        fnn_user_value user_value
+        fnn_user_derivative user_derivative
+        int user_whole
 
     ctypedef struct fnn_small:
         Py_ssize_t n_layers, n_rows, n_padded
@@ -131,6 +142,9 @@ cdef extern from "fastnn.h" nogil:
     Py_ssize_t fnn_first_bad_row(const fnn_array *, const int64_t *, Py_ssize_t, Py_ssize_t, int)
     void fnn_prefetch_rows(const fnn_array *, const int64_t *, Py_ssize_t)
     int fnn_in_place(const fnn_array *, int)
+    void fnn_user_activate(fnn_user_value, int, Py_ssize_t, Py_ssize_t, void *, Py_ssize_t, int)
+    void fnn_user_activate_backward(fnn_user_derivative, int, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
+                                    void *, Py_ssize_t, int)
     void fnn_permutation(const fnn_kernels *, uint64_t, uint64_t, Py_ssize_t, int64_t *)
     enum: FNN_PENALTY_none, FNN_PENALTY_l1, FNN_PENALTY_l2
     enum: FNN_ONLINE_WAITING, FNN_ONLINE_RUNNING, FNN_ONLINE_CONVERGED, FNN_ONLINE_DIVERGED

@@ -34,7 +34,7 @@ class NativePlan:
         self,
         layer_sizes: Sequence[int],
         is_float32: bool | np.bool_,
-        activations: Sequence[int],
+        activations: Sequence[Any],
         dropout: Sequence[float],
     ) -> None: ...
 
@@ -72,6 +72,7 @@ def train(
     step_l2: np.ndarray | None = None,
     step_record: np.ndarray | None = None,
     check_rows: bool = False,
+    user_loss: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, int, int, str, int, int, BaseException | None]: ...
 def csr_forward(
     plan: NativePlan,
@@ -113,6 +114,7 @@ def loss_and_gradient(
     l2: float,
     gradient: np.ndarray | None,
     n_threads: int,
+    user_loss: int = 0,
 ) -> float: ...
 def predict(
     plan: NativePlan,

@@ -264,7 +264,10 @@ def fill_permutation(order, uint64_t seed, uint64_t epoch):
 cdef struct Layer:
     Py_ssize_t fan_in, fan_out
     Py_ssize_t ld                  # elements from row to row of this layer's buffers
-    int activation
+    int activation                 # FNN_USER: the two functions that follow
+    fnn_user_value user_value
+    fnn_user_derivative user_derivative
+    bint user_whole                # they may be given what lies between rows
     bint needs_z
     double dropout
     Py_ssize_t weight_at, bias_at  # offsets into the flat parameters
@@ -294,11 +297,15 @@ cdef class NativePlan:
 
     cdef Network net
     cdef Layer *layers
+    cdef object compiled           # keeps the users' functions alive
 
     def __cinit__(self, layer_sizes, int is_float32, activations, dropout):
-        # activations: one table index per layer, the last being the output link; dropout: a rate per hidden layer
+        # activations: one per layer, the last being the output link: a table index, or an object whose `addresses` are
+        # those of an fnn_user_value and an fnn_user_derivative, and `any_number` says whether every number ends them;
+        # dropout: a rate per hidden layer
         cdef Py_ssize_t l, n = len(layer_sizes) - 1, at = 0
         cdef Layer *layer
+        self.compiled = activations
         self.layers = <Layer *>calloc(n, sizeof(Layer))
         if self.layers == NULL:
             raise MemoryError()
@@ -313,8 +320,15 @@ cdef class NativePlan:
             layer.fan_in = layer_sizes[l]
             layer.fan_out = layer_sizes[l + 1]
             layer.ld = fnn_row_stride(layer.fan_out, self.net.item_bytes)
-            layer.activation = activations[l]
-            layer.needs_z = fnn_activation_needs_z(layer.activation)
+            if isinstance(activations[l], int):
+                layer.activation = activations[l]
+                layer.needs_z = fnn_activation_needs_z(layer.activation)
+            else:
+                layer.activation = FNN_USER
+                layer.user_value = <fnn_user_value><size_t>activations[l].addresses[0]
+                layer.user_derivative = <fnn_user_derivative><size_t>activations[l].addresses[1]
+                layer.user_whole = activations[l].any_number
+                layer.needs_z = True
             layer.dropout = dropout[l] if l < n - 1 else 0.0
             layer.weight_at = at
             at += layer.fan_in * layer.fan_out
@@ -440,13 +454,26 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
 cdef int try_workspace(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
                        bint backward, bint dropout, const Source *source, bint pack) noexcept nogil:
     """Allocate and lay out; -1 where memory is short."""
+    cdef Py_ssize_t l
     cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, NULL)
     w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
     if w.memory == NULL:
         return -1
     lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack,
             <char *>((<size_t>w.memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES))
+    for l in range(net.n_layers):
+        if w.layers[l].activation == FNN_USER and w.layers[l].user_whole:
+            clear(&w.layers[l], rows * w.layers[l].ld * net.item_bytes)
     return 0
+
+
+cdef void clear(Layer *layer, Py_ssize_t n_bytes) noexcept nogil:
+    """Numbers between the rows: subnormal ones, as memory is full of them, would be slow."""
+    memset(layer.y, 0, n_bytes)
+    if layer.z != layer.y:
+        memset(layer.z, 0, n_bytes)
+    if layer.delta != NULL:
+        memset(layer.delta, 0, n_bytes)
 
 
 cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
@@ -554,6 +581,10 @@ cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
             return
         if layer.activation == FNN_ACTIVATION_softmax:
             net.k.softmax(n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld, scratch)
+        elif layer.activation == FNN_USER:
+            if layer.z != layer.y:
+                memcpy(layer.y + at, layer.z + at, n * layer.ld * net.item_bytes)
+            fnn_user_activate(layer.user_value, net.dtype, n, layer.fan_out, layer.y + at, layer.ld, layer.user_whole)
         elif layer.activation != FNN_ACTIVATION_identity or layer.z != layer.y:
             net.k.activate(layer.activation, n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld)
         if key != NULL and layer.dropout > 0:
@@ -577,7 +608,10 @@ cdef void backward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r
         if dropout and below.dropout > 0:
             net.k.multiply(r1 - r0, below.fan_out, below.factor + at, below.ld, below.delta + at, below.ld,
                            below.delta + at, below.ld)
-        if below.activation != FNN_ACTIVATION_identity:
+        if below.activation == FNN_USER:
+            fnn_user_activate_backward(below.user_derivative, net.dtype, r1 - r0, below.fan_out, below.z + at,
+                                       below.y + at, below.ld, below.delta + at, below.ld, below.user_whole)
+        elif below.activation != FNN_ACTIVATION_identity:
             net.k.activate_backward(below.activation, r1 - r0, below.fan_out, below.z + at, below.y + at, below.ld,
                                     below.delta + at, below.ld)
 
@@ -1039,6 +1073,10 @@ cdef Py_ssize_t small_init(Run *run, fnn_small *small) except -1:
     net.k.small_layout(net.n_layers, sizes, activations, run.batch_size, run.n_slots,
                        <void *>((<size_t>run.small_memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES),
                        small)
+    for l in range(net.n_layers):
+        small.layers[l].user_value = run.w.layers[l].user_value
+        small.layers[l].user_derivative = run.w.layers[l].user_derivative
+        small.layers[l].user_whole = run.w.layers[l].user_whole
     net.k.small_load(small, run.parameters, run.slots[0], run.slots[1])
     return n_bytes
 
@@ -1132,7 +1170,7 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
 
 
 cdef int run_setup(Run *run, Workspace *w, NativePlan plan, Buffers buffers, object X, object labels, object targets,
-                   object sample_weight, int loss, double loss_parameter, object parameters) except -1:
+                   object sample_weight, int loss, double loss_parameter, size_t user_loss, object parameters) except -1:
     """The parts that training, loss and gradient share."""
     cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
     cdef Py_ssize_t r, n_outputs = plan.net.n_outputs
@@ -1143,7 +1181,12 @@ cdef int run_setup(Run *run, Workspace *w, NativePlan plan, Buffers buffers, obj
     open_rows(&run.source, &plan.net, buffers, X)
     run.n_samples = run.source.x.n_rows
     run.loss.loss = loss
+    run.loss.user_loss = <fnn_user_loss>user_loss
+    if loss == FNN_USER and user_loss == 0:
+        raise ValueError("a loss of the user's needs its function")
     run.loss.link = plan.layers[plan.net.n_layers - 1].activation
+    run.loss.link_value = plan.layers[plan.net.n_layers - 1].user_value
+    run.loss.link_derivative = plan.layers[plan.net.n_layers - 1].user_derivative
     run.loss.parameter = loss_parameter
     run.loss.n_outputs = n_outputs
     run.loss.labels = <const int64_t *>buffers.flat(labels, FNN_KIND_I64, run.n_samples, False, "labels")
@@ -1185,12 +1228,13 @@ cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_thre
 def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double loss_parameter, parameters, slots,
           int optimizer, scalars, orders, Py_ssize_t batch_size, Py_ssize_t n_epochs, double l2, clip_norm,
           uint64_t dropout_seed, uint32_t dropout_stream, uint64_t first_epoch, int n_threads, stop, step_l2=None,
-          step_record=None, bint check_rows=False):
+          step_record=None, bint check_rows=False, size_t user_loss=0):
     """Train whole epochs in place.
 
     step_l2 (n_steps,) replaces l2; step_record (n_steps, 2) takes each batch's mean loss, and the sum of the squared
     weights before it. Both float64 or None. With check_rows, a row that is not finite ends the first epoch with the
-    status "bad rows", everything as it was.
+    status "bad rows", everything as it was. user_loss is the address of an fnn_user_loss, where loss is FNN_USER; who
+    calls keeps it alive.
 
     Returns (losses, seconds, epochs_done, steps_done, status, epoch, batch, exception); see backends.base.TrainResult.
     """
@@ -1203,7 +1247,7 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     cdef char *slot_memory
     cdef fnn_small small
     cdef bint use_small
-    run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, parameters)
+    run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, user_loss, parameters)
     if run.n_samples < 1 or batch_size < 1 or n_epochs < 0 or n_threads < 1:
         raise ValueError("rows, batch_size, n_epochs and n_threads must be positive")
     if optimizer < 0 or fnn_optimizer_name(optimizer) == NULL:
@@ -1267,7 +1311,7 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
 
 
 def loss_and_gradient(NativePlan plan, X, labels, targets, sample_weight, int loss, double loss_parameter, parameters,
-                      double l2, gradient, int n_threads):
+                      double l2, gradient, int n_threads, size_t user_loss=0):
     """Weighted mean loss over all rows; with `gradient` (flat, written) also l2/2 sum(W^2) and the gradient of both."""
     cdef Buffers buffers = Buffers()
     cdef Run run
@@ -1277,7 +1321,7 @@ def loss_and_gradient(NativePlan plan, X, labels, targets, sample_weight, int lo
     cdef Py_ssize_t l, item = plan.net.item_bytes
     cdef Layer *layer
     cdef char *g
-    run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, parameters)
+    run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, user_loss, parameters)
     if run.n_samples < 1 or n_threads < 1:
         raise ValueError("rows and n_threads must be positive")
     g = buffers.flat(gradient, kind, plan.net.n_parameters, True, "gradient")
@@ -1437,6 +1481,13 @@ cdef struct Prediction:
     double next_look
 
 
+cdef inline void one(char *at, int dtype) noexcept nogil:
+    if dtype == FNN_F32:
+        (<float *>at)[0] = 1
+    else:
+        (<double *>at)[0] = 1
+
+
 cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, void *scratch) noexcept nogil:
     """Rows [begin, end) of X, at most rows_per_thread of them, through this thread's part of the buffers."""
     cdef const Network *net = p.net
@@ -1459,8 +1510,15 @@ cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, v
     layer = &w.layers[net.n_layers - 1]
     at = r0 * layer.ld * item
     for o in range(net.n_outputs):
-        net.k.link_jacobian(layer.activation, n, layer.fan_out, o, layer.z + at, layer.y + at, layer.ld,
-                            layer.delta + at, layer.ld)
+        if layer.activation == FNN_USER:
+            memset(layer.delta + at, 0, n * layer.ld * item)
+            for r in range(n):
+                one(layer.delta + at + (r * layer.ld + o) * item, net.dtype)
+            fnn_user_activate_backward(layer.user_derivative, net.dtype, n, 1, layer.z + at + o * item,
+                                       layer.y + at + o * item, layer.ld, layer.delta + at + o * item, layer.ld, False)
+        else:
+            net.k.link_jacobian(layer.activation, n, layer.fan_out, o, layer.z + at, layer.y + at, layer.ld,
+                                layer.delta + at, layer.ld)
         backward(w, net, r0, r0 + n, False, scratch)
         to = p.jacobian + (begin * net.n_outputs + o) * net.n_inputs * item
         net.k.dense_backward(w.layers[0].delta_rows + r0, n, net.n_inputs, w.layers[0].weights, w.layers[0].fan_out,

@@ -145,6 +145,42 @@ class Backend(ABC):
     """Whether `train` and `predict_checked` look for NaN and infinity as they read the rows, which
     spares a pass over X."""
 
+    takes_device_arrays = False
+    """Whether arrays in a GPU's memory may go through `adopt_rows` and `adopt_targets`."""
+
+    def place(self, plan: Any, X: Any, y: Any, weight: Any) -> tuple[Any, Any, Any]:
+        """Rows, targets and weights of a whole fit, where the computing is done.
+
+        A backend that computes in memory of its own copies them there once; what it returns goes
+        into its other methods in their stead, and has their `len`, `shape` and `dtype`.
+        """
+        return X, y, weight
+
+    def adopt_rows(
+        self, X: Any, n_features: int, dtype: np.dtype, name: str, allow_1d: bool = False
+    ) -> Any:
+        """`fastnn.validation.check_X` for rows in the memory of a GPU, without a copy to the host.
+
+        Called only where `takes_device_arrays`; what it returns goes into the other methods.
+        """
+        raise NotImplementedError
+
+    def adopt_targets(
+        self, loss: Any, y: Any, n_samples: int, n_outputs: int, dtype: np.dtype, name: str
+    ) -> Any:
+        """`fastnn.tables.losses.encode_targets` for targets in the memory of a GPU."""
+        raise NotImplementedError
+
+    def fetch(self, value: Any, name: str) -> np.ndarray:
+        """A copy on the host of an array in the memory of a GPU."""
+        raise NotImplementedError
+
+    def check_device_out(
+        self, out: Any, shape: tuple[int, ...], dtype: np.dtype, name: str = "out"
+    ) -> Any:
+        """An array in the memory of a GPU that `predict` may write to: exact shape and dtype."""
+        raise NotImplementedError
+
     @abstractmethod
     def predict(
         self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int

@@ -10,7 +10,8 @@ import numpy as np
 
 from fastnn.backends import _native
 from fastnn.backends.base import Backend, StopFlag, TrainJob, TrainResult
-from fastnn.tables.losses import LossRow
+from fastnn.tables.activations import get_activation
+from fastnn.tables.losses import LossRow, get_loss
 
 __all__ = ["NativeBackend"]
 
@@ -19,15 +20,25 @@ _LOSSES = {name: i for i, name in enumerate(_native.loss_names())}
 _OPTIMIZERS = {name: i for i, name in enumerate(_native.optimizer_names())}
 
 
+def _activation(name: str, dtype: np.dtype) -> Any:
+    """A row of activations.def, or the machine code of the user's own activation."""
+    if name in _ACTIVATIONS:
+        return _ACTIVATIONS[name]
+    return get_activation(name).compiled(dtype)  # type: ignore[attr-defined]
+
+
 @lru_cache(maxsize=256)
 def _native_plan(plan: Any) -> _native.NativePlan:
     """A Plan in the driver's terms. It holds shapes and table rows, no arrays."""
     return _native.NativePlan(
         plan.layer_sizes,
         plan.dtype == np.float32,
-        [_ACTIVATIONS[name] for name in (*plan.activations, plan.output)],
+        [_activation(name, plan.dtype) for name in (*plan.activations, plan.output)],
         plan.dropout,
     )
+
+
+_USER = -1  # FNN_USER of csrc/fastnn.h
 
 
 def _targets(
@@ -36,7 +47,14 @@ def _targets(
     """(labels, targets, row of losses.def, its parameter) as the driver takes them."""
     labels, targets = (y, None) if y.ndim == 1 else (None, y)
     parameter = next(iter(loss.params.values()), 0.0)
-    return labels, targets, _LOSSES[loss.name], parameter
+    return labels, targets, _LOSSES.get(loss.name, _USER), parameter
+
+
+def _user_loss(loss: LossRow, dtype: np.dtype) -> int:
+    """The address of the user's own loss, which lives as long as its name: for ever. Else 0."""
+    if loss.name in _LOSSES:
+        return 0
+    return get_loss(loss.name).compiled(dtype).addresses[0]  # type: ignore[attr-defined]
 
 
 class NativeBackend(Backend):
@@ -105,6 +123,7 @@ class NativeBackend(Backend):
             0.0,
             None,
             n_threads,
+            _user_loss(loss, plan.dtype),
         )
 
     def loss_and_gradient(
@@ -133,6 +152,7 @@ class NativeBackend(Backend):
             l2,
             gradient,
             n_threads,
+            _user_loss(loss, plan.dtype),
         )
         return value, gradient
 
@@ -166,6 +186,7 @@ class NativeBackend(Backend):
                 job.step_l2,
                 job.step_record,
                 job.check_rows,
+                _user_loss(job.loss, plan.dtype),
             )
         )
 

@@ -20,7 +20,15 @@ import numpy as np
 
 from fastnn.tables.scalars import Scalar
 
-__all__ = ["ACTIVATIONS", "LINKS", "SELU_ALPHA", "SELU_SCALE", "ActivationRow", "get_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "LINKS",
+    "REGISTERED_ACTIVATIONS",
+    "SELU_ALPHA",
+    "SELU_SCALE",
+    "ActivationRow",
+    "get_activation",
+]
 
 Array = np.ndarray
 
@@ -287,6 +295,22 @@ LINKS = {
 """What else an output layer may have."""
 
 
+REGISTERED_ACTIVATIONS: dict[str, ActivationRow] = {}
+"""The user's own, by name (`fastnn.tables.custom.Activation`). A name keeps its function."""
+
+
 def get_activation(name: str) -> ActivationRow:
-    """The row of an activation or output link."""
-    return ACTIVATIONS[name] if name in ACTIVATIONS else LINKS[name]
+    """The row of an activation or output link.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    for table in (ACTIVATIONS, LINKS, REGISTERED_ACTIVATIONS):
+        if name in table:
+            return table[name]
+    raise ValueError(
+        f"there is no activation {name!r}: one of your own has to be registered first in every "
+        f"process, with fastnn.Activation({name!r}, f)"
+    )

@@ -27,6 +27,7 @@ from fastnn.tables.scalars import Scalar
 
 __all__ = [
     "LOSSES",
+    "REGISTERED_LOSSES",
     "Huber",
     "LossRow",
     "Quantile",
@@ -372,6 +373,9 @@ _ROWS = (
 LOSSES = {row.name: row for row in _ROWS}
 """Losses by name, with the default parameters."""
 
+REGISTERED_LOSSES: dict[str, LossRow] = {}
+"""The user's own, by name (`fastnn.tables.custom.Loss`). A name keeps its function."""
+
 _NATURAL = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp": "poisson"}
 
 
@@ -431,12 +435,17 @@ def get_loss(config: str | dict[str, Any]) -> LossRow:
         There is no such loss, or no such parameter.
     """
     params = dict(config) if isinstance(config, dict) else {"name": config}
-    name = params.pop("name", None)
-    if name not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {name!r}")
+    name: Any = params.pop("name", None)
+    row = LOSSES.get(name) or REGISTERED_LOSSES.get(name)
+    if row is None:
+        raise ValueError(
+            f"loss must be one of {', '.join([*LOSSES, *REGISTERED_LOSSES])}; got {name!r}: one of "
+            f"your own has to be registered first in every process, with fastnn.Loss({name!r}, "
+            "value)"
+        )
     if not params:
-        return LOSSES[name]
-    if set(params) != set(LOSSES[name].params):
+        return row
+    if set(params) != set(row.params):
         raise ValueError(f"loss {name!r} has no parameters {sorted(params)}")
     return _CONSTRUCTORS[name](**params)
 

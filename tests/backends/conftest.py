@@ -11,13 +11,25 @@ from fastnn.tables.losses import LOSSES
 FULL = os.environ.get("FASTNN_FULL", "0") not in ("", "0")
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+WITH_CUDA = "1" in (os.environ.get("NUMBA_ENABLE_CUDASIM"), os.environ.get("FASTNN_TEST_GPU"))
+HERE = [name for name in BACKENDS if name != "cuda" or WITH_CUDA]
+
+
+@pytest.fixture(scope="session", params=HERE)
 def backend_name(request) -> str:
     """Name of a backend; a test that asks for it runs once on each."""
     if request.param == "native" and find_spec("fastnn.backends._native") is None:
         pytest.skip("the compiled extension was never built")
     get_backend(request.param)
     return request.param
+
+
+@pytest.fixture(params=[name for name in HERE if name != "reference"])
+def other(request):
+    """A backend that is compared with the reference."""
+    if request.param == "native" and find_spec("fastnn.backends._native") is None:
+        pytest.skip("the compiled extension was never built")
+    return get_backend(request.param)
 
 
 def _takes_long(item) -> bool:

@@ -3,7 +3,6 @@
 import inspect
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -404,16 +403,6 @@ def test_losses_that_are_not_finite_are_returned_as_they_are(backend_name):
 
 
 # One backend against another ----------------------------------------------------------------------
-
-BUILT = find_spec("fastnn.backends._native") is not None
-OTHERS = [name for name in BACKENDS if name != "reference" and (BUILT or name != "native")]
-
-
-@pytest.fixture(params=OTHERS)
-def other(request):
-    """A backend that is compared with the reference."""
-    return get_backend(request.param)
-
 
 REFERENCE = get_backend("reference")
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12}

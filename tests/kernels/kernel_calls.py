@@ -101,6 +101,7 @@ class Loss(ctypes.Structure):
         [("loss", integer), ("link", integer), ("parameter", double), ("n_outputs", size)]
         + [(name, pointer) for name in ("labels", "targets", "sample_weight")]
         + [("total_weight", double)]
+        + [(name, pointer) for name in ("user_loss", "link_value", "link_derivative")]
     )
 
 
@@ -112,6 +113,7 @@ class SmallLayer(ctypes.Structure):
         + [("activation", integer)]
         + [(name, pointer) for name in ("input", "z", "delta", "turned")]
         + [(name, pointer) for name in ("input_rows", "delta_rows", "weight_rows")]
+        + [("user_value", pointer), ("user_derivative", pointer), ("user_whole", integer)]
     )
 
 

@@ -41,6 +41,8 @@ OBJECTS = {
     "Trainer": fastnn.Trainer(fastnn.MLP([2, 1], backend="reference"), schedule="one_cycle"),
     "ModelFormatError": fastnn.ModelFormatError("why"),
     "BackendUnavailable": fastnn.BackendUnavailable("why"),
+    "Activation": fastnn.Activation("of_test_init", lambda z: abs(z)),
+    "Loss": fastnn.Loss("of_test_init", lambda y, t: abs(y - t)),
     "DivergenceError": fastnn.DivergenceError("why", 1, 2),
 }
 

@@ -95,9 +95,9 @@ def test_nothing_to_do():
 def test_data_are_checked_once_and_shared(monkeypatch):
     calls = []
 
-    def check_data(*arguments):
+    def check_data(*arguments, **settings):
         calls.append(arguments)
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     original = many_module.check_data
     monkeypatch.setattr(many_module, "check_data", check_data)

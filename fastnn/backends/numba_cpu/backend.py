@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -223,6 +223,14 @@ class NumbaBackend(Backend):
         except BaseException as error:  # the caller raises it
             return np.array(errors, np.int64), "interrupted", error
         return np.array(errors, np.int64), "done", None
+
+    def compile(
+        self, plan: Any, parameters: np.ndarray, predict: Callable[[Any, Any], np.ndarray]
+    ) -> Any:
+        """A net with its sizes fixed; `predict` is what its report compares it with."""
+        from fastnn.backends.numba_cpu.predictor import CompiledNet
+
+        return CompiledNet(plan, parameters, predict)
 
     def describe(self) -> str:
         """The version of Numba, and what it has compiled so far, for `show_config`."""

@@ -383,17 +383,27 @@ def _exponentials(dtype: Any) -> Any:
     return exponentials
 
 
+def softmax_row(dtype: Any) -> Any:
+    """A function (z, n, y) for compiled code: the softmax of one row; y may be z."""
+    exponentials, one = _exponentials(dtype), np.dtype(dtype).type(1)
+
+    @inlined
+    def softmax(z, n, y):
+        _, _, rest = exponentials(z, n, y)
+        total = one + rest
+        for j in range(n):
+            y[j] = y[j] / total
+
+    return softmax
+
+
 def _softmax(dtype: Any) -> tuple[Any, Any]:
     dtype = np.dtype(dtype).type
-    exponentials, one, nothing = _exponentials(dtype), dtype(1), dtype(0)
+    softmax, nothing = softmax_row(dtype), dtype(0)
 
     def activate(n_rows, n_cols, z, y):
         for r in range(n_rows):
-            z_r, y_r = shift(z, r * n_cols), shift(y, r * n_cols)
-            _, _, rest = exponentials(z_r, n_cols, y_r)
-            total = one + rest
-            for j in range(n_cols):
-                y_r[j] = y_r[j] / total
+            softmax(shift(z, r * n_cols), n_cols, shift(y, r * n_cols))
 
     def slope(n_rows, n_cols, z, y, delta):
         for r in range(n_rows):
