@@ -26,7 +26,7 @@ from fastnn.tables.scalars import Scalar, with_constants
 
 __all__ = [
     "CACHED",
-    "HOST_HAS_FMA",
+    "HAS_FMA",
     "emit_fma",
     "fma",
     "inlined",
@@ -51,17 +51,25 @@ inner: Any = _njit(**_OPTIONS, no_cpython_wrapper=True, cache=CACHED)
 inlined: Any = _njit(**_OPTIONS, no_cpython_wrapper=True, forceinline=True)
 
 
-def _host_has_fma() -> bool:
-    machine = llvm.get_process_triple().split("-")[0]
-    if machine in ("aarch64", "arm64"):
-        return True
+def _machine_features() -> frozenset[str]:
+    """What the processor that Numba compiles for has, in LLVM's words."""
+    settings: Any = numba.config  # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
+    if settings.CPU_NAME is not None:
+        given = (settings.CPU_FEATURES or "").split(",")
+        return frozenset(name[1:] for name in given if name.startswith("+"))
     try:
-        return bool(llvm.get_host_cpu_features().get("fma", False))
+        return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
     except RuntimeError:  # LLVM does not know this processor
-        return False
+        return frozenset()
 
 
-HOST_HAS_FMA = _host_has_fma()
+def _has_fma() -> bool:
+    machine = llvm.get_process_triple().split("-")[0]
+    return machine in ("aarch64", "arm64") or "fma" in MACHINE_FEATURES
+
+
+MACHINE_FEATURES = _machine_features()
+HAS_FMA = _has_fma()
 """Whether a * b + c is rounded once; else twice, like in the baseline kernels."""
 
 
@@ -76,7 +84,7 @@ def _declare(builder: ir.IRBuilder, name: str, kind: Any, n_arguments: int) -> A
 
 def emit_fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
     """IR of ``a * b + c``, of numbers or vectors."""
-    if HOST_HAS_FMA:
+    if HAS_FMA:
         function = _declare(builder, "llvm.fma", a.type, 3)
         return builder.call(function, [a, b, c])
     return builder.fadd(builder.fmul(a, b), c)

@@ -15,7 +15,6 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
@@ -23,6 +22,7 @@ from numba import types
 from numba.core import cgutils
 
 from fastnn.backends.numba_cpu.functions import (
+    MACHINE_FEATURES,
     emit_fma,
     fma,
     inlined,
@@ -137,15 +137,7 @@ def call(typingctx, target, args):
 # The product -------------------------------------------------------------------------------------
 
 
-def _vector_bytes() -> int:
-    try:
-        features = llvm.get_host_cpu_features()
-    except RuntimeError:
-        return 16
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
-
-
-VECTOR_BYTES = _vector_bytes()
+VECTOR_BYTES = 64 if "avx512f" in MACHINE_FEATURES else 32 if "avx2" in MACHINE_FEATURES else 16
 
 
 @intrinsic
