@@ -21,15 +21,16 @@ from fastnn.tables.activations import ACTIVATIONS, ActivationRow
 from fastnn.tables.losses import LOSSES
 from fastnn.tables.optimizers import SGD, Adam
 
+FULL = os.environ.get("FASTNN_FULL", "0") not in ("", "0")
 NUMBA = get_backend("numba")
 _native = pytest.importorskip("fastnn.backends._native")
 NATIVE = get_backend("native")
 
-from fastnn.backends.numba_cpu.functions import HOST_HAS_FMA  # noqa: E402
+from fastnn.backends.numba_cpu.functions import HAS_FMA  # noqa: E402
 
 # Both round a * b + c once, or both twice.
 same_fma = pytest.mark.skipif(
-    (_native.isa() != "baseline") != HOST_HAS_FMA, reason="another rounding of a * b + c"
+    (_native.isa() != "baseline") != HAS_FMA, reason="another rounding of a * b + c"
 )
 # Formulas of csrc with a fused multiply-add that a formula for one number cannot ask for.
 OWN_FMA = {"gelu", "silu", "mish"}
@@ -371,3 +372,27 @@ def test_an_activation_that_is_added_to_the_table_reaches_numba(monkeypatch):
         fastnn.Trainer(model, seed=1).fit(X, X[:, :2] ** 2, epochs=5)
         results.append(model.predict(X))
     np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-12)
+
+
+PLAIN = """
+import numpy as np, fastnn
+from fastnn.backends import _native, get_backend
+from fastnn.backends.numba_cpu.functions import HAS_FMA
+from fastnn.plan import Plan
+assert not HAS_FMA
+assert _native.isa() == "baseline"
+plan = Plan((300, 19, 5), np.float32, ("tanh",), "softmax", (0.0,))
+parameters = (np.random.default_rng(0).normal(size=plan.n_parameters) * 0.2).astype(np.float32)
+X = np.random.default_rng(1).normal(size=(30, 300)).astype(np.float32)
+numba, native = (get_backend(name).layer_outputs(plan, parameters, X, 1)
+                 for name in ("numba", "native"))
+assert all(a.tobytes() == b.tobytes() for a, b in zip(numba, native))
+"""
+
+
+@pytest.mark.skipif(not FULL, reason="FASTNN_FULL=1: compiles in a process of its own")
+def test_a_processor_without_fused_multiply_add():
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "FASTNN_ISA": "baseline"}
+    command = [sys.executable, "-P", "-c", PLAIN]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

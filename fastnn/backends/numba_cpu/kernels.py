@@ -15,7 +15,6 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
@@ -23,9 +22,10 @@ from numba import types
 from numba.core import cgutils
 
 from fastnn.backends.numba_cpu.functions import (
+    MACHINE_FEATURES,
     emit_fma,
     fma,
-    inlined,
+    inline,
     inner,
     intrinsic,
     jit,
@@ -137,15 +137,7 @@ def call(typingctx, target, args):
 # The product -------------------------------------------------------------------------------------
 
 
-def _vector_bytes() -> int:
-    try:
-        features = llvm.get_host_cpu_features()
-    except RuntimeError:
-        return 16
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
-
-
-VECTOR_BYTES = _vector_bytes()
+VECTOR_BYTES = 64 if "avx512f" in MACHINE_FEATURES else 32 if "avx2" in MACHINE_FEATURES else 16
 
 
 @intrinsic
@@ -361,7 +353,7 @@ def slope_kernel(formula: Any, dtype: Any) -> int:
 def _exponentials(dtype: Any) -> Any:
     exp, one, nothing = library(np.dtype(dtype).type).exp, dtype(1), dtype(0)
 
-    @inlined
+    @inline
     def exponentials(z, n, e):
         """E = exp(z - max); returns max, where it first is, and the sum of the other exponentials.
 
@@ -387,7 +379,7 @@ def softmax_row(dtype: Any) -> Any:
     """A function (z, n, y) for compiled code: the softmax of one row; y may be z."""
     exponentials, one = _exponentials(dtype), np.dtype(dtype).type(1)
 
-    @inlined
+    @inline
     def softmax(z, n, y):
         _, _, rest = exponentials(z, n, y)
         total = one + rest
@@ -547,7 +539,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
-@inlined
+@inline
 def philox(seed, c0, c1, c2, c3):
     """Ten rounds of Philox4x32; see fastnn/rng.py."""
     k0, k1 = seed & _LOW, seed >> _HALF_WORD
