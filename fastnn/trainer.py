@@ -346,7 +346,11 @@ class Trainer:
                 if hasattr(callback, "on_fit_begin"):
                     callback.on_fit_begin(self, keys)
             work = len(data[0]) * self._model.plan.n_parameters
-            chunk = 1 if watched else max(FIRST_CHUNK_EPOCHS, FIRST_CHUNK_WORK // work)
+            chunk = FIRST_CHUNK_EPOCHS
+            if watched:
+                chunk = 1
+            elif self._schedule is None:  # whose rates are not drawn far ahead of a stop
+                chunk = max(chunk, FIRST_CHUNK_WORK // work)
             while len(history) < epochs and not self._stop.is_set():
                 n_before, start = len(history), perf_counter()
                 run(data, min(chunk, epochs - n_before), n_threads, history)
