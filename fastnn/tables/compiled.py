@@ -22,7 +22,7 @@ from fastnn.tables import vector_math
 from fastnn.tables.formulas import plain_function
 from fastnn.tables.scalars import with_constants
 
-__all__ = ["CompiledRows", "compile_activation", "compile_loss", "compiler_error"]
+__all__ = ["CompiledRows", "compile_activation", "compile_loss", "compiler_error", "inlined"]
 
 
 class CompiledRows:
@@ -66,8 +66,8 @@ def _has_loop(function: FunctionType) -> bool:
     return jumps or _can_raise(function)
 
 
-def _inlined(function: Any, dtype: np.dtype) -> Any:
-    """A function as Numba puts it into a loop: its constants of the dtype, its math vectorized."""
+def inlined(function: Any, dtype: np.dtype) -> Any:
+    """A formula as Numba puts it into a loop: its constants of the dtype, its math vectorized."""
     own = vector_math.module(dtype)
     functions = {
         id(value): getattr(own, name)
@@ -81,7 +81,7 @@ def _inlined(function: Any, dtype: np.dtype) -> Any:
     }
     with np.errstate(over="ignore"):  # a constant beyond float32 is infinity there
         typed = with_constants(function, dtype, {**replacements, "math": own})
-    inner = njit(forceinline=True, error_model="numpy", nogil=True)(typed)
+    inner = vector_math.inline(typed)
     if not _can_raise(function):
         return inner
     real = np.dtype(dtype).type
@@ -116,7 +116,7 @@ def compile_activation(
     """
     real = np.dtype(dtype).type
     pointer = types.CPointer(numba.from_dtype(np.dtype(dtype)))
-    f, df = _inlined(scalar, dtype), _inlined(scalar_df, dtype)
+    f, df = inlined(scalar, dtype), inlined(scalar_df, dtype)
 
     @cfunc(types.void(types.intp, pointer), error_model="numpy")
     def value(n, y):
@@ -152,7 +152,7 @@ def compile_loss(
     real = np.dtype(dtype).type
     zero = real(0)
     pointer = types.CPointer(numba.from_dtype(np.dtype(dtype)))
-    f, df = _inlined(scalar_value, dtype), _inlined(scalar_gradient, dtype)
+    f, df = inlined(scalar_value, dtype), inlined(scalar_gradient, dtype)
 
     @cfunc(types.void(types.intp, pointer, pointer, pointer, pointer), error_model="numpy")
     def value_and_gradient(n, y, t, value, gradient):

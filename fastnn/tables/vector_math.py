@@ -16,21 +16,34 @@ from types import ModuleType
 from typing import Any
 
 import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["HAS_FMA", "module"]
+__all__ = ["HAS_FMA", "MACHINE_FEATURES", "fma", "inline", "module"]
 
 
-def _host_has_fma() -> bool:
-    if not llvmlite.binding.get_default_triple().startswith(("x86", "i386", "i686")):
-        return True
-    return bool(llvmlite.binding.get_host_cpu_features().get("fma", False))
+def _machine_features() -> frozenset[str]:
+    """What the processor that Numba compiles for has, in LLVM's words."""
+    settings: Any = numba.config  # NUMBA_CPU_NAME and NUMBA_CPU_FEATURES
+    if settings.CPU_NAME is not None:
+        given = (settings.CPU_FEATURES or "").split(",")
+        return frozenset(name[1:] for name in given if name.startswith("+"))
+    try:
+        features = llvmlite.binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know this processor
+        return frozenset()
+    return frozenset(name for name, there in features.items() if there)
 
 
-HAS_FMA = _host_has_fma()
+MACHINE_FEATURES = _machine_features()
+
+HAS_FMA = (
+    not llvmlite.binding.get_default_triple().startswith(("x86", "i386", "i686"))
+    or "fma" in MACHINE_FEATURES
+)
 """Whether the machine multiplies and adds in one rounding; a baseline x86 rounds twice."""
 
 
@@ -47,7 +60,9 @@ def _magic(real: Any) -> float:
 
 
 @intrinsic
-def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once where HAS_FMA."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if HAS_FMA:
             return builder.fma(*arguments)
@@ -169,7 +184,15 @@ def _copysign(context: Any, x: Any, sign: Any) -> Any:
     return x(x, x), generate
 
 
-_inline = njit(forceinline=True, error_model="numpy", nogil=True)
+_njit: Any = njit  # whose annotations lack options
+# Called from compiled code only: what Python needs to call them is left out, it takes long.
+inline = _njit(
+    forceinline=True,
+    error_model="numpy",
+    nogil=True,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
 
 # Coefficients, the highest first: those of csrc/vmath.tmpl.h.
 _COEFFICIENTS = {
@@ -230,10 +253,10 @@ def _polynomial(name: str, dtype: np.dtype) -> Any:
     expression = "c0"
     for c in names[1:]:
         expression = f"fma({expression}, x, {c})"
-    namespace = {"fma": _fma, **dict(zip(names, numbers, strict=True))}
+    namespace = {"fma": fma, **dict(zip(names, numbers, strict=True))}
     # Text of this module alone.
     exec(f"def polynomial(x):\n    return {expression}\n", namespace)  # noqa: S102
-    return _inline(namespace["polynomial"])
+    return inline(namespace["polynomial"])
 
 
 @cache
@@ -276,7 +299,7 @@ def module(dtype: Any) -> ModuleType:
         _polynomial(name, dtype) for name in ("exp", "log", "tanh", "erf_near", "erf_far")
     )
     # In here they are called as Numba calls them: without the context.
-    fma: Any = _fma
+    multiply_add: Any = fma
     scale: Any = _scale
     scale_halves: Any = _scale_halves
     scale_if_normal: Any = _scale_if_normal
@@ -284,35 +307,35 @@ def module(dtype: Any) -> ModuleType:
     split: Any = _split
     sign_of: Any = _copysign
 
-    @_inline
+    @inline
     def exp_parts(x: Any) -> Any:
-        t = fma(x, log2_e, magic)
+        t = multiply_add(x, log2_e, magic)
         n = t - magic
-        r = fma(n, -ln2_high, x)
-        r = fma(n, -ln2_low, r)
-        return t, fma(r * r, exp_polynomial(r), r)
+        r = multiply_add(n, -ln2_high, x)
+        r = multiply_add(n, -ln2_low, r)
+        return t, multiply_add(r * r, exp_polynomial(r), r)
 
-    @_inline
+    @inline
     def clip(x: Any, low: Any, high: Any) -> Any:
         x = low if x < low else x
         return high if x > high else x
 
-    @_inline
+    @inline
     def exp(x: Any) -> Any:
         t, p = exp_parts(clip(x, exp_min, exp_max))
         low, high = scale_halves(t)
         return (one + p) * low * high
 
-    @_inline
+    @inline
     def expm1(x: Any) -> Any:
         t, p = exp_parts(clip(x, expm1_min, exp_max))
         low, high = scale_halves(t)
         factor = scale_if_normal(t)
-        small = fma(factor, p, factor - one)
+        small = multiply_add(factor, p, factor - one)
         e = small if is_normal(t) else (one + p) * low * high
         return x if abs(x) < tiny else e
 
-    @_inline
+    @inline
     def log_corrected(x: Any, c: Any) -> Any:
         subnormal = x < smallest
         m, k = split(x * lift if subnormal else x)
@@ -322,46 +345,46 @@ def module(dtype: Any) -> ModuleType:
         z = s * s
         r = z * log_polynomial(z)
         square = half * f * f
-        y = fma(s, square + r, fma(k, ln2_low, c)) - square
-        y = fma(k, ln2_high, y + f)
+        y = multiply_add(s, square + r, multiply_add(k, ln2_low, c)) - square
+        y = multiply_add(k, ln2_high, y + f)
         y = -infinity if x == zero else y
         y = x if x == infinity else y
         y = x if x != x else y  # noqa: PLR0124
         return nan if x < zero else y
 
-    @_inline
+    @inline
     def log(x: Any) -> Any:
         return log_corrected(x, zero)
 
-    @_inline
+    @inline
     def log1p(x: Any) -> Any:
         u = one + x
         c = (x - (u - one) if x < one else one - (u - x)) / u
         y = log_corrected(u, zero if u == infinity else c)
         return x if abs(x) < log1p_tiny else y
 
-    @_inline
+    @inline
     def log2(x: Any) -> Any:
         return log(x) * log2_of_e
 
-    @_inline
+    @inline
     def log10(x: Any) -> Any:
         return log(x) * log10_of_e
 
-    @_inline
+    @inline
     def tanh(x: Any) -> Any:
         a = abs(x)
         t = x * x
-        near = fma(a * t, tanh_polynomial(t), a)
+        near = multiply_add(a * t, tanh_polynomial(t), a)
         e, p = exp_parts(clip(a + a, zero, tanh_max))
         factor = scale(e)
-        far = one - two / fma(factor, p, factor + one)
+        far = one - two / multiply_add(factor, p, factor + one)
         return sign_of(near if a < tanh_near else far, x)
 
-    @_inline
+    @inline
     def erf(x: Any) -> Any:
         t = x * x
-        near = fma(x, erf_near(t), x)
+        near = multiply_add(x, erf_near(t), x)
         a = clip(abs(x), zero, erf_max)
         u = one / (a + two)
         tail = one - exp(zero - a * a) * erf_far(u)

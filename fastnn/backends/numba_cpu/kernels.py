@@ -25,7 +25,7 @@ from fastnn.backends.numba_cpu.functions import (
     MACHINE_FEATURES,
     emit_fma,
     fma,
-    inlined,
+    inline,
     inner,
     intrinsic,
     jit,
@@ -353,7 +353,7 @@ def slope_kernel(formula: Any, dtype: Any) -> int:
 def _exponentials(dtype: Any) -> Any:
     exp, one, nothing = library(np.dtype(dtype).type).exp, dtype(1), dtype(0)
 
-    @inlined
+    @inline
     def exponentials(z, n, e):
         """E = exp(z - max); returns max, where it first is, and the sum of the other exponentials.
 
@@ -379,7 +379,7 @@ def softmax_row(dtype: Any) -> Any:
     """A function (z, n, y) for compiled code: the softmax of one row; y may be z."""
     exponentials, one = _exponentials(dtype), np.dtype(dtype).type(1)
 
-    @inlined
+    @inline
     def softmax(z, n, y):
         _, _, rest = exponentials(z, n, y)
         total = one + rest
@@ -539,7 +539,7 @@ _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
-@inlined
+@inline
 def philox(seed, c0, c1, c2, c3):
     """Ten rounds of Philox4x32; see fastnn/rng.py."""
     k0, k1 = seed & _LOW, seed >> _HALF_WORD

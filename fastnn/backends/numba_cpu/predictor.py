@@ -20,7 +20,7 @@ from numba.extending import overload, typeof_impl
 
 from fastnn.backends.numba_cpu.functions import (
     emit_fma,
-    inlined,
+    inline,
     intrinsic,
     jit,
 )
@@ -166,7 +166,7 @@ def _dense(weights: np.ndarray, bias: np.ndarray) -> Any:
 def _activate(activation: str, dtype: Any, n: int) -> Any:
     """A function (z, y) of n numbers each: the kernel of the backend.
 
-    Called where it lies: inlined, LLVM would write out its loop number by number. Its vectors take
+    Called where it lies: inline, LLVM would write out its loop number by number. Its vectors take
     a whole number of LANES, so the buffers are that long.
     """
     at = activate_kernel(get_activation(activation).scalar, dtype)
@@ -196,7 +196,7 @@ def _layer(weights: np.ndarray, bias: np.ndarray, activation: str) -> Any:
     dense = _dense(weights, bias)
     activate = _activate(activation, weights.dtype.type, weights.shape[1])
 
-    @inlined
+    @inline
     def layer(x, z):
         dense(x, z)
         activate(z, x)
@@ -205,7 +205,7 @@ def _layer(weights: np.ndarray, bias: np.ndarray, activation: str) -> Any:
 
 
 def _in_turn(first: Any, others: Any) -> Any:
-    @inlined
+    @inline
     def both(x, z):
         first(x, z)
         others(x, z)
@@ -224,7 +224,7 @@ def _network(plan: Any, parameters: np.ndarray) -> Any:
     n_inputs, n_outputs = plan.n_features, plan.n_outputs
     here, there = (_stack(plan.dtype, max(plan.layer_sizes) + LANES) for _ in range(2))
 
-    @inlined
+    @inline
     def network(x, out):
         a = here()
         strange = 0.0
