@@ -10,6 +10,8 @@ FASTNN_BUILD_DEBUG=1
 FASTNN_SANITIZE=address,undefined
     Compile and link with ``-fsanitize=...`` (implies debug information). The interpreter that
     imports the result needs the sanitizer's runtime preloaded; ``nox -s sanitize`` does that.
+FASTNN_BUILD_SYMBOLS=1
+    The optimized build, with debug information and names: for profilers (benches/profile.py).
 """
 
 import os
@@ -29,6 +31,7 @@ STABLE_ABI = sys.implementation.name == "cpython" and not FREE_THREADED
 WINDOWS = sys.platform == "win32"
 DEBUG = os.environ.get("FASTNN_BUILD_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTNN_SANITIZE", "")
+SYMBOLS = os.environ.get("FASTNN_BUILD_SYMBOLS", "0") not in ("", "0")
 INSTRUMENTED = DEBUG or bool(SANITIZE)
 
 
@@ -47,7 +50,9 @@ def compile_args() -> list[str]:
         "-fno-trapping-math",
         "-fvisibility=hidden",
     ]
-    args += ["-O1", "-g", "-fno-omit-frame-pointer"] if INSTRUMENTED else ["-O3", "-g0"]
+    args += ["-O1", "-g", "-fno-omit-frame-pointer"] if INSTRUMENTED else ["-O3"]
+    if not INSTRUMENTED:
+        args.append("-g" if SYMBOLS else "-g0")
     if SANITIZE:
         args += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
     if not WINDOWS:
@@ -59,7 +64,7 @@ def link_args() -> list[str]:
     args = []
     if not WINDOWS:
         args.append("-pthread")
-    if sys.platform.startswith("linux") and not INSTRUMENTED:
+    if sys.platform.startswith("linux") and not (INSTRUMENTED or SYMBOLS):
         args.append("-Wl,--strip-all")
     if SANITIZE:
         args.append(f"-fsanitize={SANITIZE}")

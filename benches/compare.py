@@ -10,6 +10,7 @@ Each (peer, threads) is a process of its own, so that thread pools cannot distur
 of a workload are started and warmed up first and then run in turn, so that a noisy minute hits
 everyone. A run is a whole training, from parameters to parameters; compile and import times are
 left out. Where a peer's result is not one of the same work, its row says so and has no figure.
+FASTNN_BENCH_PRIORITY=-15 (as root) holds other programs off during the runs, and only then.
 """
 
 import argparse
@@ -33,7 +34,8 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 15
 HOPELESS = 20  # so many times as long as the fastest: one more run, and that is it
 SHORT_SECONDS = 0.1  # shorter runs are done three times whenever it is their turn
 POOLS = ("OMP", "OPENBLAS", "MKL", "NUMBA", "FASTNN")
-LATENCY_CALLS = 5000
+LATENCY_CALLS = 500 if workloads.TINY else 5000
+PRIORITY = int(os.environ.get("FASTNN_BENCH_PRIORITY", "0"))  # nice level of the runs
 EVERYTHING = [*WORKLOADS, "W1:float64", "W2:float64", "W3:float64"]
 
 
@@ -57,13 +59,23 @@ def work(workload, name, n_threads, dtype):
         raise
 
 
+def give_way(level):
+    """Set the nice level of every thread: below 0 pushes other programs aside, and needs root."""
+    if not PRIORITY:
+        return
+    for thread in os.listdir("/proc/self/task"):
+        os.setpriority(os.PRIO_PROCESS, int(thread), level)
+
+
 def one_run(peer, seed, dtype):
     workload = peer.workload
+    give_way(PRIORITY)
     if isinstance(workload, Inference) and workload.one_row:
         return latency(peer)
     start = time.perf_counter()
     result = peer.run(seed)
     seconds = time.perf_counter() - start
+    give_way(0)
     answer = {"seconds": seconds, "score": score(workload, result, dtype)}
     if peer.name == "fastnn":
         answer["peak"] = machine.multiply_add_gflops(dtype, seconds=0.02)
@@ -81,6 +93,7 @@ def latency(peer):
         start = clock()
         predict(row)
         times.append(clock() - start)
+    give_way(0)
     times.sort()
     return {
         "seconds": times[len(times) // 2] / 1e9,
@@ -138,7 +151,11 @@ def measure(workload, wanted, thread_counts, dtype, seconds):
                 continue
             worker = Worker(workload, name, n_threads, dtype)
             if not worker.error:
-                worker.first = worker.run(0)  # warms up, and is checked
+                worker.run(0)  # warms up
+            if not worker.error:
+                start = time.perf_counter()
+                worker.first = worker.run(0)  # is checked
+                worker.length = time.perf_counter() - start
             if not worker.error:
                 try:
                     check(workload, worker.first["score"], 0)
@@ -150,7 +167,7 @@ def measure(workload, wanted, thread_counts, dtype, seconds):
         for worker in workers:
             if worker.error or seed > worker.n_rounds:
                 continue
-            for _ in range(3 if worker.first["seconds"] < SHORT_SECONDS else 1):
+            for _ in range(3 if worker.length < SHORT_SECONDS else 1):
                 if not worker.error:
                     worker.runs.append(worker.run(seed))
     rows = [result(worker) for worker in workers]
@@ -161,7 +178,7 @@ def measure(workload, wanted, thread_counts, dtype, seconds):
 
 def plan_rounds(workers, seconds):
     """Each gets its share of the time; those that cannot win get less."""
-    lengths = [worker.first["seconds"] for worker in workers]
+    lengths = [worker.length for worker in workers]
     for worker, length in zip(workers, lengths, strict=True):
         n = int(seconds / len(workers) / max(length, 1e-3))
         worker.n_rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, n))

@@ -119,3 +119,51 @@ print(len(names))
     result = run("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 20
+
+
+# The other programs, on next to nothing.
+
+
+def test_growth_over_rows(tmp_path):
+    figures = tmp_path / "figures.json"
+    arguments = ("rows", "--rows", 3000, "--folder", tmp_path, "--json", figures)
+    result = run(BENCHES / "growth.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(figures.read_text())["rows"]
+    assert [row["rows"] for row in rows] == [1000, 3000]
+    for row in rows:
+        assert row["ns_per_row"] == pytest.approx(1e9 * row["seconds"] / row["rows"])
+    assert list(tmp_path.iterdir()) == [figures]
+
+
+def test_compare(tmp_path):
+    figures = tmp_path / "figures.json"
+    arguments = ("W6b", "W5tiny", "--peers", "NumPy", "--threads", 1, "--seconds", 0.2)
+    result = run(BENCHES / "compare.py", *arguments, "--json", figures, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    error, one_row = json.loads(figures.read_text())["workloads"]
+    assert [row["peer"] for row in error["rows"]] == ["fastnn"]
+    ours, theirs = one_row["rows"]
+    assert (ours["peer"], theirs["peer"]) == ("fastnn", "NumPy")
+    assert 0 < ours["min"] <= ours["seconds"] <= ours["p99"]
+    table = run(BENCHES / "compare.py", "--table", figures, cwd=tmp_path)
+    assert re.search(r"^\| W5tiny .* NumPy, ", table.stdout, re.MULTILINE)
+    assert re.search(r"^\| W6b \|", table.stdout, re.MULTILINE)
+
+
+def test_profiles_tell_columns_apart():
+    code = f"""
+import sys
+sys.path.insert(0, {str(BENCHES)!r})
+from profiles import column_of
+tile = ["simd.h fma_f32_avx2", "dense.tmpl.h tile_f32_avx2"]
+print(column_of([*tile, "dense.tmpl.h tile_6_2_0_f32_avx2"]))
+print(column_of([*tile, "dense.tmpl.h tile_6_2_2_f32_avx2"]))
+print(column_of(["simd.h sqrt_f32_avx2", "optimizers.def update_apart_f32_avx2"]))
+print(column_of(["threads.c fnn_barrier_wait"]))
+print(column_of(["_native.c __pyx_pf_train"]))
+"""
+    result = run("-c", code, cwd=BENCHES)
+    assert result.returncode == 0, result.stderr
+    columns = ["forward and back", "gradient", "update", "barriers", "driver"]
+    assert result.stdout.splitlines() == columns
