@@ -16,7 +16,9 @@ import peers
 import pytest
 import workloads
 from checks import check, score
-from workloads import BETA1, BETA2, EPSILON, MOMENTUM, WORKLOADS, initial_parameters
+from workloads import WORKLOADS, initial_parameters
+
+from fastnn._numpy_training import BETA1, BETA2, EPSILON, MOMENTUM
 
 torch = pytest.importorskip("torch")
 
