@@ -88,7 +88,7 @@ def test_extras_that_documents_name_exist(root, readme, project):
     contributing = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = readme.split("## Extras")[1].split("\n## ")[0]
     named = set(re.findall(r"`?\[([a-z]+)\]`?(?!\()", section))
-    assert named == {"plot", "lbfgs", "all", "cuda"}
+    assert named == {"plot", "lbfgs", "sklearn", "all", "cuda"}
     assert named <= extras
     section = contributing.split("## Extras")[1].split("\n## ")[0].partition("come with")[0]
     assert extras <= set(re.findall(r"`([a-z]+)`", section))
