@@ -1306,6 +1306,8 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
         free(run.gradient)
         free(run.snapshot)
         free(run.small_memory)
+    # A signal of the last moments: its exception, too, is raised when the caller's books are in order.
+    check_signals()
     return (losses[: run.epochs_done], seconds[: run.epochs_done], run.epochs_done, run.steps_done,
             STATUS_NAMES[run.status], run.bad_epoch, run.bad_batch, pending_error())
 
