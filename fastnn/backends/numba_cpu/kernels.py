@@ -314,10 +314,11 @@ def _real(dtype: Any) -> Any:
 def _address_of(function: Callable[..., None], *arguments: Any) -> int:
     """Compile a kernel for C; where it is."""
     began = perf_counter()
-    compiled = numba.cfunc(types.void(*arguments), error_model="numpy")(function)
+    # Any: what mypy knows of it depends on whether Numba is there to be looked at.
+    compiled: Any = numba.cfunc(types.void(*arguments), error_model="numpy")(function)
     _KEPT.append(compiled)
     _KERNEL_SECONDS.append(perf_counter() - began)
-    return int(compiled.address)  # type: ignore[arg-type]
+    return int(compiled.address)
 
 
 @lru_cache(maxsize=1024)
