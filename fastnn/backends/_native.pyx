@@ -668,7 +668,6 @@ cdef int choose_rows(Source *source, const Network *net, const Layer *layer, Py_
 
 cdef int open_rows(Source *source, const Network *net, Buffers buffers, object X) except -1:
     """X as rows that point_rows reads: an array, or CSR arrays (fastnn.sparse_rows.SparseRows)."""
-    cdef Py_buffer *view
     cdef int kind = FNN_KIND_F32 if net.dtype == FNN_F32 else FNN_KIND_F64
     cdef Py_ssize_t n_stored
     source.rows = DENSE
@@ -681,12 +680,10 @@ cdef int open_rows(Source *source, const Network *net, Buffers buffers, object X
         source.gather = False
         source.x.n_rows, source.x.n_cols = X.shape
         n_stored = len(X.indices)
-        view = buffers.get(indptr, False)
-        source.wide_indptr = kind_of(view) == FNN_KIND_I64
-        source.indptr = <const char *>view.buf
-        if not source.wide_indptr and kind_of(view) != FNN_KIND_I32 or len(indptr) != source.x.n_rows + 1:
-            raise ValueError("indptr must hold n_rows + 1 numbers of int32 or int64")
+        source.wide_indptr = indptr.dtype == np.int64
         source.wide_indices = X.indices.dtype == np.int64
+        source.indptr = buffers.flat(indptr, FNN_KIND_I64 if source.wide_indptr else FNN_KIND_I32,
+                                     source.x.n_rows + 1, False, "indptr")
         source.indices = buffers.flat(X.indices, FNN_KIND_I64 if source.wide_indices else FNN_KIND_I32, n_stored, False,
                                       "indices")
         source.data = buffers.flat(X.data, kind, n_stored, False, "data")
@@ -1292,7 +1289,9 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
         run.snapshot = <char *>malloc(n_bytes * (1 + run.n_slots))
         if run.snapshot == NULL or (run.gradient == NULL and (clip_norm is not None or batch_size > w.rows)):
             raise MemoryError(f"cannot allocate {n_bytes * (2 + run.n_slots)} bytes beside the model's parameters")
-        run.packed_only = w.layers[0].packed != NULL and clip_norm is None and step_record is None
+        # small networks have a memory of their own, and leave the packed copy unwritten
+        run.packed_only = (not use_small and w.layers[0].packed != NULL and clip_norm is None
+                           and step_record is None)
         with nogil:
             if use_small:
                 train_small(&run, &small)

@@ -655,6 +655,27 @@ def test_stop_from_another_thread(make):
     assert np.isfinite(trainer.model.parameters).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [20, 64, 80])  # in L1; with weights that others would pack; large
+def test_stop_leaves_the_parameters_of_its_last_step(dtype, width):
+    random = np.random.default_rng(0)
+    rows, targets = random.standard_normal((2, 64, width))
+
+    def trainer():
+        model = MLP([width, width, width], dtype=dtype, seed=0)
+        return Trainer(model, optimizer="sgd", batch_size=32, shuffle=False, n_threads=1)
+
+    stopped, replay = trainer(), trainer()
+    timer = threading.Timer(0.02, stopped.stop)
+    timer.start()
+    stopped.fit(rows, targets, epochs=10**6)
+    timer.join()
+    replay.fit(rows, targets, epochs=stopped.n_steps // 2)
+    for _ in range(stopped.n_steps % 2):
+        replay.step(rows[:32], targets[:32])
+    assert np.array_equal(stopped.model.parameters, replay.model.parameters)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
 @pytest.mark.parametrize("delay", [0.01, 0.05, 0.2])
 def test_interrupt_leaves_a_whole_step_and_true_counters(make, delay):  # case T12
