@@ -259,7 +259,7 @@ static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, i
 }
 
 /* to[p, i] = rows[i][k0 + p] for p < n, i < n_rows, `to` with ld columns. */
-static __attribute__((noinline)) void N(pack_transposed)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, REAL *to,
+static void N(pack_transposed)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, REAL *to,
                                ptrdiff_t ld) {
     ptrdiff_t i = 0;
 #if (defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)) && IS_FLOAT

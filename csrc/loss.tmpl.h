@@ -7,10 +7,6 @@
 INLINE void N(turn)(const REAL *x, ptrdiff_t ldx, ptrdiff_t m, ptrdiff_t n, REAL *turned) {
     const REAL *rows[VECTOR_BYTES / sizeof(REAL)];
     for (ptrdiff_t l = 0; l < LANES; l++) rows[l] = x + (l < m ? l : 0) * ldx;
-    if (n >= LANES) {
-        N(pack_transposed)(rows, LANES, 0, n, turned, LANES);
-        return;
-    }
     for (ptrdiff_t j = 0; j < n; j++) {
         V column; /* in a register: a vector read after single writes would wait for them */
 #pragma GCC unroll 16
