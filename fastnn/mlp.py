@@ -216,7 +216,8 @@ class MLP:
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_features,)
-            A sparse matrix of SciPy's is read as CSR; only what it stores is touched.
+            A sparse matrix of SciPy's is read as CSR, on the CPU's own backends; only what it
+            stores is touched.
         out : ndarray, optional
             Where to write: of the result's shape, the model's dtype, C-contiguous, apart from X
             and from the parameters.
@@ -556,7 +557,8 @@ def _check_rows(
     """`check_X`, or the backend's own look at rows that lie on a GPU."""
     if backend is not None and backend.takes_device_arrays and on_gpu(X):
         return backend.adopt_rows(X, plan.n_features, plan.dtype, name, allow_1d)
-    return check_X(X, plan.n_features, plan.dtype, name, allow_1d, finite, sparse=True)
+    sparse = backend is None or backend.takes_sparse_rows
+    return check_X(X, plan.n_features, plan.dtype, name, allow_1d, finite, sparse)
 
 
 class _TrainingLock:

@@ -75,34 +75,6 @@ def train(
     check_rows: bool = False,
     user_loss: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, int, int, str, int, int, BaseException | None]: ...
-def csr_forward(
-    plan: NativePlan,
-    parameters: np.ndarray,
-    data: np.ndarray,
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    rows: np.ndarray | None,
-    z: np.ndarray,
-) -> None: ...
-def csr_gradient(
-    plan: NativePlan,
-    data: np.ndarray,
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    rows: np.ndarray | None,
-    delta: np.ndarray,
-    gradient: np.ndarray,
-) -> None: ...
-def update(
-    plan: NativePlan,
-    optimizer: int,
-    scalars: np.ndarray,
-    l2: float,
-    scale: float,
-    gradient: np.ndarray,
-    parameters: np.ndarray,
-    slots: np.ndarray,
-) -> None: ...
 def loss_and_gradient(
     plan: NativePlan,
     X: np.ndarray,

@@ -46,7 +46,7 @@ class TrainJob:
 
     Attributes
     ----------
-    X : ndarray of shape (n, n_features)
+    X : ndarray or SparseRows of shape (n, n_features)
         As `fastnn.validation.check_X` returns it: any native number type, any strides.
     y : ndarray of shape (n,) int64, or (n, n_outputs) of the plan's dtype
         Labels, or targets, as `encode_targets` returns them.
@@ -80,7 +80,7 @@ class TrainJob:
         weights before the update. What it holds of an unfinished or diverged epoch is undefined.
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
     weight: np.ndarray | None
     loss: Any
@@ -144,6 +144,9 @@ class Backend(ABC):
     checks_rows = False
     """Whether `train` and `predict_checked` look for NaN and infinity as they read the rows, which
     spares a pass over X."""
+
+    takes_sparse_rows = False
+    """Whether X may be `fastnn.sparse_rows.SparseRows`."""
 
     takes_device_arrays = False
     """Whether arrays in a GPU's memory may go through `adopt_rows` and `adopt_targets`."""

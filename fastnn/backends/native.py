@@ -62,6 +62,7 @@ class NativeBackend(Backend):
 
     name = "native"
     checks_rows = True
+    takes_sparse_rows = True
 
     def predictor(
         self, plan: Any, parameters: np.ndarray, fallback: Callable[[Any, Any], np.ndarray]
@@ -189,48 +190,6 @@ class NativeBackend(Backend):
                 _user_loss(job.loss, plan.dtype),
             )
         )
-
-    def csr_forward(
-        self,
-        plan: Any,
-        parameters: np.ndarray,
-        X: tuple[np.ndarray, np.ndarray, np.ndarray],
-        rows: np.ndarray | None,
-        z: np.ndarray,
-    ) -> None:
-        """Write ``X[rows] @ W[0]`` into z, (n, fan_out).
-
-        X is (data, indices, indptr) of a CSR matrix: data of the plan's dtype, the rest int64;
-        rows int64, or None for all.
-        """
-        _native.csr_forward(_native_plan(plan), parameters, *X, rows, z)
-
-    def csr_gradient(
-        self,
-        plan: Any,
-        X: tuple[np.ndarray, np.ndarray, np.ndarray],
-        rows: np.ndarray | None,
-        delta: np.ndarray,
-        gradient: np.ndarray,
-    ) -> None:
-        """Add ``X[rows].T @ delta`` to the part of W[0] in a flat gradient."""
-        _native.csr_gradient(_native_plan(plan), *X, rows, delta, gradient)
-
-    def update(
-        self,
-        plan: Any,
-        optimizer: Any,
-        scalars: np.ndarray,
-        l2: float,
-        scale: float,
-        gradient: np.ndarray,
-        parameters: np.ndarray,
-        slots: np.ndarray,
-    ) -> None:
-        """One step with the gradient ``scale * (gradient + l2 W)``; scalars (K,) of this step."""
-        row = _OPTIMIZERS[optimizer.kernel]
-        native_plan = _native_plan(plan)
-        _native.update(native_plan, row, scalars, l2, scale, gradient, parameters, slots)
 
     def perceptron_fit(
         self,

@@ -115,6 +115,7 @@ class ReferenceBackend(Backend):
     """See `fastnn.backends.base.Backend`."""
 
     name = "reference"
+    takes_sparse_rows = True
 
     @_quietly
     def predict(self, plan: Any, parameters: Array, X: Array, out: Array, n_threads: int) -> Array:

@@ -51,13 +51,11 @@ from fastnn.sklearn._training import (
     Rows,
     SklearnAdam,
     SklearnSGD,
-    SparseNet,
     State,
     TableOptimizer,
-    csr_arrays,
-    dense_rows,
     new_slots,
 )
+from fastnn.sparse_rows import SparseRows
 from fastnn.tables.activations import ACTIVATIONS
 from fastnn.tables.losses import LOSSES, LossRow, encode_targets
 from fastnn.tables.optimizers import LBFGS, OPTIMIZERS, Optimizer
@@ -762,11 +760,8 @@ class _BaseMLP(BaseEstimator, ABC):
         """
         X = self._check_rows(X)
         plan, parameters = self._dtype_for(X, self._packed())
-        pieces = [
-            BACKEND.layer_outputs(plan, parameters, rows, n_threads_of(self.n_threads))
-            for rows, _ in _dense_pieces(X)
-        ]
-        return [np.concatenate(layers) for layers in zip(*pieces, strict=True)][:-1]
+        rows = _readable(X, plan.dtype)
+        return BACKEND.layer_outputs(plan, parameters, rows, n_threads_of(self.n_threads))[:-1]
 
     def input_gradient(self, X: Any) -> np.ndarray:
         """How the outputs change with the inputs.
@@ -782,12 +777,8 @@ class _BaseMLP(BaseEstimator, ABC):
         """
         X = self._check_rows(X)
         plan, parameters = self._dtype_for(X, self._packed())
-        return np.concatenate(
-            [
-                BACKEND.input_gradient(plan, parameters, rows, n_threads_of(self.n_threads))
-                for rows, _ in _dense_pieces(X)
-            ]
-        )
+        rows = _readable(X, plan.dtype)
+        return BACKEND.input_gradient(plan, parameters, rows, n_threads_of(self.n_threads))
 
     # Keeping --------------------------------------------------------------------------------------
 
@@ -1210,25 +1201,16 @@ class _Epochs:
 
 def _predict(plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray, n_threads: int) -> None:
     """Write the outputs of checked rows."""
-    if sp.issparse(X):
-        net = SparseNet(plan, n_threads)
-        net.predict(parameters, csr_arrays(X.tocsr(), plan.dtype), out)
-        return
-    for rows, at in _dense_pieces(X):
-        BACKEND.predict(plan, parameters, rows, out[at : at + len(rows)], n_threads)
+    BACKEND.predict(plan, parameters, _readable(X, plan.dtype), out, n_threads)
 
 
-def _dense_pieces(X: Any) -> Iterable[tuple[np.ndarray, int]]:
-    """(rows, number of the first) of checked rows, as the backend reads them."""
+def _readable(X: Any, dtype: np.dtype) -> Any:
+    """Checked rows as the backend reads them."""
     if sp.issparse(X):
-        X = X.tocsr()
-        size = dense_rows(X)
-        for at in range(0, X.shape[0], size):
-            yield X[at : at + size].toarray(), at
-        return
+        return SparseRows(X, dtype)
     if X.dtype.kind not in "fiub" or (X.dtype.itemsize in (2, 16) and X.dtype.kind == "f"):
-        X = X.astype(np.float64)
-    yield X, 0
+        return X.astype(np.float64)
+    return X
 
 
 class MLPClassifier(ClassifierMixin, _BaseMLP):

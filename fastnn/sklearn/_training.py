@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,24 +10,20 @@ import scipy.sparse as sp
 from scipy.special import xlogy
 
 from fastnn.backends import get_backend
-from fastnn.backends.base import StopFlag, TrainJob, TrainResult
+from fastnn.backends.base import StopFlag, TrainJob
 from fastnn.plan import Plan, check_memory
 from fastnn.schedules import resolve_schedule
+from fastnn.sparse_rows import SparseRows
 from fastnn.tables.losses import LossRow
 from fastnn.tables.optimizers import Optimizer
 from fastnn.trainer import (
     FIT_STREAM,
     MAX_CHUNK_INDICES,
     MAX_CHUNK_STEPS,
-    STEP_STREAM,
     _interrupts_stop,
 )
 
 BACKEND: Any = get_backend("native")  # it has more than every backend: the short way to predict
-
-DENSE_BYTES = 1 << 24
-"""Sparse rows become dense by pieces of at most this size."""
-
 
 # Optimizers ---------------------------------------------------------------------------------------
 
@@ -159,7 +154,7 @@ class Rows:
     X: Any
     y: np.ndarray
     weight: np.ndarray | None
-    _csr: CSR | None = field(default=None, init=False, repr=False)
+    _sparse: SparseRows | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.X.shape[0]
@@ -171,125 +166,13 @@ class Rows:
     def total_weight(self) -> float:
         return float(len(self)) if self.weight is None else float(self.weight.sum())
 
-    def csr(self, dtype: np.dtype) -> CSR:
-        """X as the kernels take sparse rows; kept, since every batch asks."""
-        if self._csr is None or self._csr[0].dtype != dtype:
-            self._csr = csr_arrays(self.X, dtype)
-        return self._csr
-
-
-CSR = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def csr_arrays(X: Any, dtype: np.dtype) -> CSR:
-    """Values, columns and row starts of a CSR matrix; the indices of 64 bits."""
-    return (
-        np.ascontiguousarray(X.data, dtype),
-        np.ascontiguousarray(X.indices, np.int64),
-        np.ascontiguousarray(X.indptr, np.int64),
-    )
-
-
-class SparseNet:
-    """A net whose first layer reads sparse rows, and whose other layers are the backend's.
-
-    For a piece of m rows, ``z = X W[0]`` is taken for the first weights of a net that reads the
-    m rows of the identity: its other parameters are the net's own, and its gradient by z is what
-    X.T is multiplied with. Zeros cost nothing, and all losses, links and activations are the
-    backend's.
-
-    Parameters
-    ----------
-    plan : Plan
-        Dropout is left out.
-    n_threads : int
-    """
-
-    PIECE = 64
-    """Rows of a piece: enough for the kernels, few enough that the identity costs little."""
-
-    def __init__(self, plan: Plan, n_threads: int) -> None:
-        self.plan = plan
-        self.n_threads = n_threads
-        self.fan_out = plan.layer_sizes[1]
-        self.first = plan.offsets[0][1]  # parameters of the first weights
-        self.buffer = np.empty(
-            self.PIECE * self.fan_out + plan.n_parameters - self.first, plan.dtype
-        )
-        self.plans: dict[int, tuple[Plan, np.ndarray]] = {}
-
-    def pieces(self, n: int, rows: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
-        """(where, row numbers) of pieces of n rows."""
-        if rows is None:
-            rows = np.arange(n)
-        for at in range(0, n, self.PIECE):
-            where = slice(at, min(at + self.PIECE, n))
-            yield where, rows[where]
-
-    def upper(
-        self, parameters: np.ndarray, X: CSR, rows: np.ndarray
-    ) -> tuple[Plan, np.ndarray, np.ndarray]:
-        """(plan, parameters, inputs) of the net over these rows; `fresh` must come before."""
-        m = len(rows)
-        if m not in self.plans:
-            sizes = (m, *self.plan.layer_sizes[1:])
-            no_dropout = (0.0,) * len(self.plan.dropout)
-            plan = replace(self.plan, layer_sizes=sizes, dropout=no_dropout)
-            self.plans[m] = plan, np.eye(m, dtype=plan.dtype)
-        plan, identity = self.plans[m]
-        values = self.buffer[(self.PIECE - m) * self.fan_out :]
-        BACKEND.csr_forward(self.plan, parameters, X, rows, values[: m * self.fan_out])
-        return plan, values, identity
-
-    def fresh(self, parameters: np.ndarray) -> None:
-        """Take over the parameters of the other layers."""
-        self.buffer[self.PIECE * self.fan_out :] = parameters[self.first :]
-
-    def predict(self, parameters: np.ndarray, X: CSR, out: np.ndarray) -> None:
-        """Write the outputs of all rows."""
-        self.fresh(parameters)
-        for where, rows in self.pieces(len(out), None):
-            plan, values, inputs = self.upper(parameters, X, rows)
-            BACKEND.predict(plan, values, inputs, out[where], self.n_threads)
-
-    def loss(
-        self,
-        parameters: np.ndarray,
-        data: Rows,
-        loss: LossRow,
-        rows: np.ndarray | None = None,
-        gradient: np.ndarray | None = None,
-    ) -> float:
-        """Weighted mean over the rows; its gradient is added to `gradient`."""
-        self.fresh(parameters)
-        X = data.csr(self.plan.dtype)
-        y = data.y if rows is None else data.y[rows]
-        weight = data.weight if rows is None or data.weight is None else data.weight[rows]
-        total = float(len(y)) if weight is None else float(weight.sum())
-        mean = 0.0
-        for where, piece in self.pieces(len(y), rows):
-            w = None if weight is None else weight[where]
-            share = (float(len(piece)) if w is None else float(w.sum())) / total
-            if share == 0:
-                continue
-            plan, values, inputs = self.upper(parameters, X, piece)
-            if gradient is None:
-                value = BACKEND.loss(plan, values, inputs, y[where], w, loss, self.n_threads)
-            else:
-                value, part = BACKEND.loss_and_gradient(
-                    plan, values, inputs, y[where], w, loss, 0.0, self.n_threads
-                )
-                part *= share
-                at = len(piece) * self.fan_out
-                BACKEND.csr_gradient(self.plan, X, piece, part[:at], gradient)
-                gradient[self.first :] += part[at:]
-            mean += share * value
-        return mean
-
-
-def dense_rows(X: Any) -> int:
-    """How many rows of a sparse X become dense at once."""
-    return max(1, DENSE_BYTES // (X.shape[1] * X.dtype.itemsize))
+    def readable(self, dtype: np.dtype) -> Any:
+        """X as the backend reads it."""
+        if not sp.issparse(self.X):
+            return self.X
+        if self._sparse is None or self._sparse.dtype != dtype:
+            self._sparse = SparseRows(self.X, dtype)
+        return self._sparse
 
 
 @dataclass(frozen=True)
@@ -318,12 +201,8 @@ class Objective:
 
     def value(self, plan: Plan, parameters: np.ndarray, rows: Rows, n_threads: int) -> float:
         """Loss as reported, without the penalty."""
-        if sp.issparse(rows.X):
-            value = SparseNet(plan, n_threads).loss(parameters, rows, self.loss)
-        else:
-            value = BACKEND.loss(
-                plan, parameters, rows.X, rows.y, rows.weight, self.loss, n_threads
-            )
+        X = rows.readable(plan.dtype)
+        value = BACKEND.loss(plan, parameters, X, rows.y, rows.weight, self.loss, n_threads)
         constants = self.constants(rows.y)
         constant = 0.0 if constants is None else float(np.average(constants, weights=rows.weight))
         return self.reported_share * value + constant
@@ -333,24 +212,16 @@ class Objective:
     ) -> tuple[float, np.ndarray]:
         """Loss as reported, with the penalty; and the gradient of what is minimised."""
         l2 = self.alpha / rows.total_weight()
-        if sp.issparse(rows.X):
-            gradient = np.zeros(plan.n_parameters, plan.dtype)
-            value = SparseNet(plan, n_threads).loss(parameters, rows, self.loss, gradient=gradient)
-            squares = 0.0
-            for W, dW in zip(plan.views(parameters)[0], plan.views(gradient)[0], strict=True):
-                squares += float(np.vdot(W, W))
-                dW += l2 * W  # noqa: PLW2901  # in place
+        X = rows.readable(plan.dtype)
+        value, gradient = BACKEND.loss_and_gradient(
+            plan, parameters, X, rows.y, rows.weight, self.loss, l2, n_threads
+        )
+        penalty = 0.0
+        if self.reported_share != 1:
+            # value contains the penalty; only the rest is scaled
+            squares = sum(float(np.vdot(W, W)) for W in plan.views(parameters)[0])
             penalty = 0.5 * l2 * squares
-        else:
-            value, gradient = BACKEND.loss_and_gradient(
-                plan, parameters, rows.X, rows.y, rows.weight, self.loss, l2, n_threads
-            )
-            penalty = 0.0
-            if self.reported_share != 1:
-                # value contains the penalty; only the rest is scaled
-                squares = sum(float(np.vdot(W, W)) for W in plan.views(parameters)[0])
-                penalty = 0.5 * l2 * squares
-                value -= penalty
+            value -= penalty
         if self.loss.name == "poisson":
             constants = self.constants(rows.y)
             assert constants is not None
@@ -483,7 +354,7 @@ class Engine:
             step_l2 = np.where(weights > 0, self.objective.alpha / weights, 0.0)
         record = np.empty((n_steps, 2))
         job = TrainJob(
-            X=self.rows.X,
+            X=self.rows.readable(plan.dtype),
             y=self.rows.y,
             weight=self.rows.weight,
             loss=self.objective.loss,
@@ -501,11 +372,8 @@ class Engine:
             step_l2=step_l2,
             step_record=record,
         )
-        train = BACKEND.train
-        if sp.issparse(self.rows.X):
-            train = self._train_made_dense if any(plan.dropout) else self._train_sparse
         with _interrupts_stop(self.stop):
-            result = train(plan, self.parameters, state.slots, job)
+            result = BACKEND.train(plan, self.parameters, state.slots, job)
             done = result.epochs_done
             undone = result.status == "diverged"
             n_steps_done = done * self.n_batches if undone else result.steps_done
@@ -570,108 +438,6 @@ class Engine:
         assert isinstance(optimizer, SklearnSGD)
         assert self.state.slots is not None
         optimizer.change_rate(rate, self.state.slots)
-
-    def _train_sparse(
-        self, plan: Plan, parameters: np.ndarray, slots: np.ndarray, job: TrainJob
-    ) -> TrainResult:
-        """`Backend.train` on sparse rows."""
-        assert job.step_l2 is not None
-        assert job.step_record is not None
-        net = SparseNet(plan, self.n_threads)
-        gradient = np.empty(plan.n_parameters, plan.dtype)
-        weights = plan.views(parameters)[0]
-        steps = np.empty(0)
-        before = parameters.copy(), slots.copy()
-        step = 0
-        for epoch in range(job.n_epochs):
-            before[0][:], before[1][:] = parameters, slots
-            order = np.arange(len(self.rows)) if job.orders is None else job.orders[epoch]
-            for batch, at in enumerate(self.starts.tolist()):
-                if job.stop.is_set():
-                    return TrainResult(steps, steps, epoch, step, "stopped", 0, 0, None)
-                rows = order[at : at + self.batch_size]
-                job.step_record[step] = 0.0, sum(float(np.vdot(W, W)) for W in weights)
-                if job.weight is None or job.weight[rows].any():
-                    gradient[:] = 0
-                    value = net.loss(parameters, self.rows, job.loss, rows, gradient)
-                    job.step_record[step, 0] = value
-                    if not np.isfinite(value):
-                        parameters[:], slots[:] = before
-                        return TrainResult(
-                            steps, steps, epoch, step, "diverged", epoch, batch, None
-                        )
-                    l2, scale = float(job.step_l2[step]), 1.0
-                    if job.clip_norm is not None:
-                        for W, dW in zip(weights, plan.views(gradient)[0], strict=True):
-                            dW += l2 * W  # noqa: PLW2901  # in place
-                        norm = float(np.linalg.norm(gradient))
-                        l2, scale = 0.0, min(1.0, job.clip_norm / norm) if norm > 0 else 1.0
-                    BACKEND.update(
-                        plan,
-                        job.optimizer,
-                        job.scalars[step],
-                        l2,
-                        scale,
-                        gradient,
-                        parameters,
-                        slots,
-                    )
-                step += 1
-            if not np.isfinite(parameters).all():
-                parameters[:], slots[:] = before
-                last = self.n_batches - 1
-                return TrainResult(steps, steps, epoch, step, "diverged", epoch, last, None)
-        return TrainResult(steps, steps, job.n_epochs, step, "done", 0, 0, None)
-
-    def _train_made_dense(
-        self, plan: Plan, parameters: np.ndarray, slots: np.ndarray, job: TrainJob
-    ) -> TrainResult:
-        """`Backend.train` with the sparse rows of one batch at a time made dense, for dropout."""
-        X: Any = job.X
-        n = len(self.rows)
-        before = parameters.copy(), slots.copy()
-        assert job.step_l2 is not None
-        assert job.step_record is not None
-        losses = np.zeros(job.n_epochs)
-        step = 0
-        for epoch in range(job.n_epochs):
-            before[0][:], before[1][:] = parameters, slots
-            for batch, at in enumerate(self.starts.tolist()):
-                end = min(at + self.batch_size, n)
-                rows = slice(at, end) if job.orders is None else job.orders[epoch, at:end]
-                one = replace(
-                    job,
-                    X=X[rows].toarray(),
-                    y=job.y[rows],
-                    weight=None if job.weight is None else job.weight[rows],
-                    orders=None,
-                    batch_size=end - at,
-                    n_epochs=1,
-                    scalars=job.scalars[step : step + 1],
-                    step_l2=job.step_l2[step : step + 1],
-                    step_record=job.step_record[step : step + 1],
-                    dropout_stream=STEP_STREAM,
-                    first_epoch=job.first_epoch * self.n_batches + batch,
-                )
-                result = BACKEND.train(plan, parameters, slots, one)
-                if result.status == "diverged":
-                    parameters[:], slots[:] = before
-                    return TrainResult(
-                        losses[:epoch], losses[:epoch], epoch, step, "diverged", epoch, batch, None
-                    )
-                step += result.steps_done
-                if result.status != "done":
-                    return TrainResult(
-                        losses[:epoch],
-                        losses[:epoch],
-                        epoch,
-                        step,
-                        result.status,
-                        0,
-                        0,
-                        result.exception,
-                    )
-        return TrainResult(losses, losses, job.n_epochs, step, "done", 0, 0, None)
 
 
 def new_slots(optimizer: AnyOptimizer, plan: Plan) -> np.ndarray:

@@ -39,7 +39,7 @@ def with_numba(model):
 
 def test_from_python(model, net):
     expected = with_numba(model).predict(X)
-    # Sums of up to 17 terms below 1, rounded in another way where the kernels have no fused multiply-add.
+    # Sums of up to 17 terms below 1, rounded otherwise where kernels have no fused multiply-add.
     np.testing.assert_allclose(expected, model.predict(X), rtol=1e-6, atol=1e-6)
     assert net(X).tobytes() == expected.tobytes()
     assert net(X[3]).tobytes() == expected[3].tobytes()

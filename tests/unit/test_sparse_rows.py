@@ -195,6 +195,24 @@ def test_errors_say_what_and_where(rows):
         fastnn.Perceptron().fit(S, np.zeros(90, int))
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_backend_reads_sparse_rows_or_says_that_it_cannot(backend, rows, rng):
+    if backend == "numba":
+        pytest.importorskip("numba")
+    S = scipy_sparse.csr_array(rows)
+    y = rng.normal(size=(len(rows), 3))
+    models = [fastnn.MLP([70, 8, 3], seed=0, backend=backend) for _ in range(2)]
+    if models[0]._backend.takes_sparse_rows:
+        for model, X in zip(models, (S, rows), strict=True):
+            fastnn.Trainer(model, seed=1).fit(X, y, epochs=1)
+        assert np.array_equal(models[0].parameters, models[1].parameters)
+        assert np.array_equal(models[0].predict(S), models[0].predict(rows))
+        return
+    for read in (models[0].predict, lambda X: fastnn.Trainer(models[0]).fit(X, y, epochs=1)):
+        with pytest.raises(TypeError, match=r"X is sparse .*: use X.toarray\(\)"):
+            read(S)
+
+
 def test_a_wide_matrix_needs_memory_for_what_is_stored(rng):
     # Dense, this would be 8 GB.
     n, n_features = 2000, 1_000_000
