@@ -7,6 +7,7 @@ FASTNN_FULL=1 everywhere. The CUDA backend takes part where somebody asks for it
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from fastnn.backends import BACKENDS, get_backend
 FULL = os.environ.get("FASTNN_FULL", "0") not in ("", "0")
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 WITH_CUDA = SIMULATED or os.environ.get("FASTNN_TEST_GPU") == "1"
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts jobs in the background so; tests interrupt themselves.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if SIMULATED:
     _spec = importlib.util.spec_from_file_location(
