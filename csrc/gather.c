@@ -109,6 +109,6 @@ void fnn_prefetch_rows(const fnn_array *x, const int64_t *samples, ptrdiff_t n_r
     if (row_bytes < 0 || row_bytes > LINE_BYTES * MOST_LINES) row_bytes = LINE_BYTES * MOST_LINES;
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         const char *row = x->data + samples[i] * x->row_stride_bytes;
-        for (ptrdiff_t at = 0; at < row_bytes; at += LINE_BYTES) __builtin_prefetch(row + at);
+        for (ptrdiff_t at = 0; at < row_bytes; at += LINE_BYTES) __builtin_prefetch(row + at, 0, 1);
     }
 }

@@ -42,7 +42,10 @@
 #undef TILE_ENTRY
 #undef ROW_BLOCKS
 #undef GROUP
-#undef CORRECT
+#undef UNITS
+#undef EPSILON
+#undef LEAST_NORMAL
+#undef LARGEST
 #undef CHAIN
 #undef SPARSE_AHEAD
 #undef SPARSE_ENTRIES

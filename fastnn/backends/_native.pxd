@@ -117,8 +117,8 @@ cdef extern from "fastnn.h" nogil:
         void (*dropout_factors)(uint64_t, uint32_t, uint64_t, uint32_t, double, Py_ssize_t, const int64_t *,
                                 Py_ssize_t, void *, Py_ssize_t) noexcept nogil
         void (*shuffle_draws)(uint64_t, uint64_t, uint64_t, Py_ssize_t, uint64_t *) noexcept nogil
-        Py_ssize_t (*perceptron_rows)(const void *const *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const uint8_t *const *,
-                                      double, void *, void *, void *) noexcept nogil
+        Py_ssize_t (*perceptron_rows)(const void *const *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                                      const uint8_t *const *, double, void *, void *, void *) noexcept nogil
 
     ctypedef void (*fnn_task)(void *, int, int, fnn_barrier *) noexcept nogil
 

@@ -1517,7 +1517,7 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
                    stop):
     """Error-correction learning, one row at a time, until an epoch without a mistake.
 
-    targets: uint8 (n, n_outputs); weights (n_features, n_outputs), bias (n_outputs,): changed in place. Returns
+    targets: uint8 (n, n_outputs); weights (n_outputs, n_features), bias (n_outputs,): changed in place. Returns
     (mistakes per epoch int64, status, exception).
     """
     cdef Buffers buffers = Buffers()
@@ -1525,10 +1525,10 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
     cdef bint is_float32 = weights.dtype == np.float32
     cdef int dtype = FNN_F32 if is_float32 else FNN_F64, kind = FNN_KIND_F32 if is_float32 else FNN_KIND_F64
     cdef int status = DONE, raised
-    cdef Py_ssize_t n, n_outputs = bias.shape[0], epoch = 0, i, r, group, mistakes = 0, between, left, row_bytes
+    cdef Py_ssize_t n, n_outputs = bias.shape[0], epoch = 0, i, r, group, later, mistakes = 0, between, left, row_bytes
     cdef int64_t samples[FNN_PERCEPTRON_ROWS]
-    cdef const void *rows[FNN_PERCEPTRON_ROWS]
-    cdef const uint8_t *row_targets[FNN_PERCEPTRON_ROWS]
+    cdef const void *rows[2 * FNN_PERCEPTRON_ROWS]
+    cdef const uint8_t *row_targets[2 * FNN_PERCEPTRON_ROWS]
     cdef const uint8_t *t
     cdef char *w
     cdef char *b
@@ -1579,10 +1579,16 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
                         rows[r] = x.data + samples[r] * x.row_stride_bytes
                 if gather:
                     fnn_gather(&x, samples, 0, group, dtype, copies, x.n_cols)
-                if shuffle:
+                later = 0
+                if shuffle and gather:
                     fnn_prefetch_rows(&x, order + i + group, least(FNN_PERCEPTRON_ROWS, n - i - group))
-                mistakes += KERNELS[dtype].perceptron_rows(rows, group, x.n_cols, n_outputs, row_targets, learning_rate,
-                                                           w, b, scratch)
+                elif shuffle:
+                    later = least(FNN_PERCEPTRON_ROWS, n - i - group)
+                    for r in range(later):
+                        rows[group + r] = x.data + order[i + group + r] * x.row_stride_bytes
+                        row_targets[group + r] = t + order[i + group + r] * n_outputs
+                mistakes += KERNELS[dtype].perceptron_rows(rows, group, later, x.n_cols, n_outputs, row_targets,
+                                                           learning_rate, w, b, scratch)
                 i += group
                 left -= 1
                 if left == 0:

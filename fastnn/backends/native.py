@@ -203,9 +203,12 @@ class NativeBackend(Backend):
         seed: int,
         stop: StopFlag,
     ) -> tuple[np.ndarray, str, BaseException | None]:
-        return _native.perceptron_fit(
-            X, t, weights, bias, learning_rate, max_epochs, shuffle, seed, stop.flag
+        units = np.ascontiguousarray(weights.T)
+        result = _native.perceptron_fit(
+            X, t, units, bias, learning_rate, max_epochs, shuffle, seed, stop.flag
         )
+        weights[:] = units.T
+        return result
 
     def online(self, *args: Any) -> _native.Online:
         """Units that learn row after row for scikit-learn's Perceptron: see _online.pxi."""

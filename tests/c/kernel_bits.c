@@ -205,7 +205,7 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     const uint8_t *targets[FNN_PERCEPTRON_ROWS];
     for (ptrdiff_t j = 0; j < n_rows * fan_out; j++) target[j] = draw() % 2;
     for (ptrdiff_t r = 0; r < n_rows; r++) targets[r] = target + r * fan_out;
-    ptrdiff_t mistakes = k->perceptron_rows(x_rows, n_rows, fan_in, fan_out, targets, 0.3, w, b, scratch);
+    ptrdiff_t mistakes = k->perceptron_rows(x_rows, n_rows, 0, fan_in, fan_out, targets, 0.3, w, b, scratch);
     uint64_t h = hashed(START, &mistakes, sizeof mistakes);
     say("perceptron_rows", "", n_rows, fan_in, fan_out, hashed_reals(hashed_reals(h, w, fan_in * fan_out), b, fan_out));
     free_rows(x_rows, n), free_rows(delta_rows, n);

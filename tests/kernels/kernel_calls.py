@@ -68,7 +68,7 @@ SIGNATURES = {
     "dropout_factors": (None, u64, u32, u64, u32, double, size, pointer, size, pointer, size),
     "shuffle_draws": (None, u64, u64, u64, size, pointer),
     "perceptron_rows": (
-        *(size, pointer, size, size, size, pointer, double, pointer, pointer, pointer),
+        *(size, pointer, size, size, size, size, pointer, double, pointer, pointer, pointer),
     ),
     "fma_chains": (size, size, pointer),
 }
@@ -614,17 +614,18 @@ class Kernels:
         return self.done(draws)
 
     def perceptron_rows(self, X, targets, rate, W, b):
-        """(mistakes, weights, bias) after these rows, in their order."""
-        rows, _rows = self.rows(X)
-        w, bias = self.array(W), self.array(b)
+        """(mistakes, weights, bias) after these rows, in their order; W is (fan_in, n)."""
+        rows, _rows = self.rows([*X, *X])  # the same again as rows that come later
+        w, bias = self.array(np.transpose(W)), self.array(b)
         t = [self.memory.put(row) for row in np.asarray(targets, np.uint8)]
-        pointers = self.memory.put(np.array([row.ctypes.data for row in t], np.uintp))
+        pointers = self.memory.put(np.array([row.ctypes.data for row in [*t, *t]], np.uintp))
         fan_in, n = np.shape(W)
         mistakes = self.slots["perceptron_rows"](
-            *(address(rows), len(t), fan_in, n, address(pointers), rate),
+            *(address(rows), len(t), len(t), fan_in, n, address(pointers), rate),
             *(address(w), address(bias), self.scratch(n)),
         )
-        return mistakes, *self.done(w, bias)
+        w, bias = self.done(w, bias)
+        return mistakes, w.T, bias
 
     def small_step(self, network, X, targets, optimizer, scalars, l2, n_steps=1, given=False):
         """(row losses of each step, parameters, slots...) after n_steps on these rows.

