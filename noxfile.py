@@ -160,7 +160,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def guide(session: nox.Session) -> None:
     """Run the pages of docs/guide, and write their pictures and printed outputs."""
-    session.install(".[lbfgs,plot]")
+    session.install(".[all]")
     session.run("python", "-P", "docs/make_guide.py", *session.posargs)
 
 

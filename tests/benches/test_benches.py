@@ -6,6 +6,7 @@ What a figure is worth is not asked here; benches/README.md has the figures.
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,48 @@ def test_compare(tmp_path):
     table = run(BENCHES / "compare.py", "--table", figures, cwd=tmp_path)
     assert re.search(r"^\| W5tiny .* NumPy, ", table.stdout, re.MULTILINE)
     assert re.search(r"^\| W6b \|", table.stdout, re.MULTILINE)
+
+
+def test_sklearn_tasks(tmp_path):
+    pytest.importorskip("sklearn", "1.9")
+    result = run(BENCHES / "sklearn_tasks.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "scikit-learn 1." in result.stdout.splitlines()[0]
+    head, _, *rows = [line.split(" | ") for line in result.stdout.splitlines() if "|" in line]
+    assert len(rows) == len({row[0] for row in rows}) == 10
+    unit = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    ratios = []
+    for row in rows:
+        assert len(row) == len(head)
+        theirs, ours = (float(n) * unit[u] for n, u in map(str.split, row[3:5]))
+        ratios.append(float(row[5].split()[0]))
+        assert ratios[-1] == pytest.approx(theirs / ours, rel=0.2)  # of rounded figures
+    (mean,) = re.findall(r"fit ([\d.]+) ×", result.stdout)
+    assert float(mean) == pytest.approx(statistics.geometric_mean(ratios), rel=0.05)
+
+
+def test_a_ratio_of_other_work_is_no_ratio():
+    pytest.importorskip("sklearn", "1.9")
+    code = f"""
+import sys
+sys.path.insert(0, {str(BENCHES)!r})
+from sklearn_tasks import TASKS, check, pair, prepare
+for name, change in (("iris", "random_state"), ("wine", "max_iter"), ("Perceptron", "eta0")):
+    X, y, X_test, y_test = prepare(TASKS[name])
+    ours, theirs = pair(TASKS[name], 1)
+    theirs.fit(X, y)
+    scores = [theirs.score(X_test, y_test)] * 2
+    check(TASKS[name], ours.fit(X, y), theirs, scores)
+    ours.set_params(**{{change: 2}}).fit(X, y)
+    try:
+        check(TASKS[name], ours, theirs, scores)
+    except AssertionError as error:
+        print(error)
+"""
+    result = run("-W", "ignore", "-c", code, cwd=BENCHES)
+    assert result.returncode == 0, result.stderr
+    refused = [line.split(":")[0] for line in result.stdout.splitlines()]
+    assert refused == ["iris", "wine", "Perceptron"]
 
 
 def test_profiles_tell_columns_apart():
