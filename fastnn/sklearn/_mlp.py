@@ -56,8 +56,20 @@ from fastnn.sklearn._training import (
     new_slots,
 )
 from fastnn.sparse_rows import SparseRows
-from fastnn.tables.activations import ACTIVATIONS
-from fastnn.tables.losses import LOSSES, LossRow, encode_targets
+from fastnn.tables.activations import (
+    ACTIVATIONS,
+    REGISTERED_ACTIVATIONS,
+    ActivationRow,
+    get_activation,
+)
+from fastnn.tables.custom import Loss
+from fastnn.tables.losses import (
+    LOSSES,
+    REGISTERED_LOSSES,
+    LossRow,
+    encode_targets,
+    get_loss,
+)
 from fastnn.tables.optimizers import LBFGS, OPTIMIZERS, Optimizer
 from fastnn.trainer import _check_callbacks, _interrupts_stop, _progress_bar
 
@@ -97,17 +109,37 @@ def _check_partial_fit(estimator: _BaseMLP) -> None:
 
 
 def _check_probabilities(estimator: MLPClassifier) -> None:
-    if estimator._loss_name() == "hinge":
+    if estimator._has_margins():
         raise Unavailable(
-            "loss='hinge' gives no probabilities: use decision_function, or loss='log_loss'"
+            f"loss={estimator.loss!r} gives no probabilities: use decision_function, or "
+            "loss='log_loss'"
         )
 
 
 def _check_margins(estimator: MLPClassifier) -> None:
-    if estimator._loss_name() != "hinge":
+    if not estimator._has_margins():
         raise Unavailable(
             f"loss={estimator.loss!r} gives probabilities: use predict_proba; decision_function "
             "comes with loss='hinge'"
+        )
+
+
+class _Names(StrOptions):
+    """Names of a table, and those that users register beside it."""
+
+    def __init__(self, names: Iterable[str], registered: dict[str, Any], register: str) -> None:
+        super().__init__(set(names))
+        self.registered = registered
+        self.register = register
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return super().is_satisfied_by(val) or (isinstance(val, str) and val in self.registered)
+
+    def __str__(self) -> str:
+        names = ", ".join(map(repr, sorted(self.options)))
+        return (
+            f"a str among {{{names}}}, or the name of one of your own, which has to be registered "
+            f"first in every process, with {self.register}"
         )
 
 
@@ -192,7 +224,12 @@ class _BaseMLP(BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict] = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions({*ACTIVATIONS, *_ALIASES}), list, tuple],
+        "activation": [
+            _Names([*ACTIVATIONS, *_ALIASES], REGISTERED_ACTIVATIONS, "fastnn.Activation(name, f)"),
+            ActivationRow,
+            list,
+            tuple,
+        ],
         "solver": [StrOptions(set(OPTIMIZERS)), Optimizer],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -238,8 +275,8 @@ class _BaseMLP(BaseEstimator, ABC):
         """(X, y) as validated; classes are noted."""
 
     @abstractmethod
-    def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Targets as the backends take them."""
+    def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
+        """Targets as the backends take them; `name` is for messages."""
 
     @abstractmethod
     def _decode_targets(self, y: np.ndarray) -> np.ndarray:
@@ -254,14 +291,11 @@ class _BaseMLP(BaseEstimator, ABC):
     def _solver(self) -> str:
         return self.solver if isinstance(self.solver, str) else self.solver.name
 
-    def _activations(self, n_hidden: int) -> tuple[str, ...]:
-        """The tables' names of the hidden activations."""
-        names = (
-            [self.activation] * n_hidden
-            if isinstance(self.activation, str)
-            else list(self.activation)
-        )
-        return tuple(_ALIASES.get(name, name) for name in names)
+    def _activations(self, n_hidden: int) -> tuple[Any, ...]:
+        """The hidden activations, by the tables' names or as objects."""
+        one = isinstance(self.activation, str | ActivationRow)
+        given = [self.activation] * n_hidden if one else list(self.activation)
+        return tuple(_ALIASES.get(row, row) if isinstance(row, str) else row for row in given)
 
     def _dropout(self, n_hidden: int) -> tuple[float, ...]:
         if np.ndim(self.dropout) == 0:
@@ -441,7 +475,7 @@ class _BaseMLP(BaseEstimator, ABC):
         names = [*plan.activations, *plan.activations[-1:]]
         for layer, (fan_in, fan_out) in enumerate(pairwise(plan.layer_sizes)):
             factor = 2.0 if names and names[layer] == "sigmoid" else 6.0
-            if not names and self.activation in ("logistic", "sigmoid"):
+            if not names and self.activation in ("logistic", "sigmoid", ACTIVATIONS["sigmoid"]):
                 factor = 2.0
             bound = np.sqrt(factor / (fan_in + fan_out))
             net.coefs[layer][:] = state.random_state.uniform(-bound, bound, (fan_in, fan_out))
@@ -497,7 +531,7 @@ class _BaseMLP(BaseEstimator, ABC):
             weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
         if sp.issparse(X):
             X = X.tocsr()
-        return Rows(X, self._encode(y, plan.dtype), weight), y
+        return Rows(X, self._encode(y, plan.dtype, "validation y"), weight), y
 
     @abstractmethod
     def _check_validation_targets(self, y: Any) -> np.ndarray:
@@ -797,6 +831,8 @@ class _BaseMLP(BaseEstimator, ABC):
         super().__setstate__(state)
         if parameters is not None:
             self._bind(_Net(self._plan, np.asarray(parameters)))
+            if not self._parameter_constraints["loss"][0].is_satisfied_by(self.loss):
+                _ = self.loss if isinstance(self.loss, LossRow) else get_loss(self.loss)
 
     @classmethod
     def _from_arrays(
@@ -889,8 +925,23 @@ class _BaseMLP(BaseEstimator, ABC):
             if name not in ("n_threads", "progress", "dtype") and params[name] != default:
                 raise ValueError(f"scikit-learn has no {name}={params[name]!r}")
         twin = self._sklearn_class(**{name: params[name] for name in theirs})
-        if twin.activation == "sigmoid":
-            twin.activation = "logistic"
+        names = {
+            _SKLEARN_NAMES.get(name, name)
+            for name in map(_name_of, self._activations(max(1, self.n_layers_ - 2)))
+        }
+        if len(names) > 1 or not names <= _THEIR_ACTIVATIONS:
+            raise ValueError(
+                f"scikit-learn has no activation={self.activation!r}: one of "
+                f"{', '.join(sorted(_THEIR_ACTIVATIONS))} for all hidden layers is what it has"
+            )
+        twin.activation = names.pop() if names else "relu"
+        if "loss" in theirs:
+            twin.loss = _name_of(self.loss)
+            if twin.loss not in _THEIR_LOSSES:
+                raise ValueError(
+                    f"scikit-learn has no loss={self.loss!r}: {', '.join(sorted(_THEIR_LOSSES))} "
+                    "are what it has"
+                )
         twin._validate_params()
         twin.coefs_ = [coef.copy() for coef in self.coefs_]
         twin.intercepts_ = [intercept.copy() for intercept in self.intercepts_]
@@ -923,6 +974,9 @@ _SHARED_ATTRIBUTES = (
     "validation_scores_",
     "best_validation_score_",
 )
+
+_THEIR_ACTIVATIONS = {"identity", "logistic", "tanh", "relu"}
+_THEIR_LOSSES = {"squared_error", "poisson"}  # of the regressor
 
 _NON_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and "
@@ -1199,6 +1253,17 @@ class _Epochs:
         )
 
 
+def _name_of(row: Any) -> Any:
+    """The name of a table's row, which may be given by its name."""
+    return row.name if isinstance(row, ActivationRow | LossRow) else row
+
+
+def _covers(loss: LossRow, output: str) -> bool:
+    """Whether a loss is defined for everything that an output gives."""
+    low, high = get_activation(output).range
+    return loss.domain[0] <= low and high <= loss.domain[1]
+
+
 def _predict(plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray, n_threads: int) -> None:
     """Write the outputs of checked rows."""
     BACKEND.predict(plan, parameters, _readable(X, plan.dtype), out, n_threads)
@@ -1225,9 +1290,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     hidden_layer_sizes : int or array-like of int, default (100,)
         Units of each hidden layer. ``()`` is a linear model. To search depth and width as two
         numbers, build the tuple: ``(width,) * depth``.
-    activation : str, or a list with one per hidden layer, default "relu"
-        "identity", "logistic", "tanh", "relu" as in scikit-learn, or any other activation of
-        `fastnn`.
+    activation : str or Activation, or a list with one per hidden layer, default "relu"
+        "identity", "logistic", "tanh", "relu" as in scikit-learn, any other activation of
+        `fastnn`, or one of your own, a `fastnn.Activation`, by its name or as the object.
     solver : str or optimizer object, default "adam"
         "lbfgs", "sgd", "adam" as in scikit-learn; or "adamw", "nadam", "rmsprop", "adagrad",
         "rprop" with learning_rate_init; or an object such as ``fastnn.RMSprop(rho=0.95)``, whose
@@ -1266,8 +1331,11 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         Evaluations of "lbfgs".
     loss : str or loss object, default "log_loss"
         "log_loss", "brier" (squared error of the probabilities, Brier 1950) or "hinge" (one
-        against the rest; `decision_function` in place of `predict_proba`); or the same as a loss of
-        `fastnn`.
+        against the rest; `decision_function` in place of `predict_proba`); the same as a loss of
+        `fastnn`; or a `fastnn.Loss` of your own, by its name or as the object. Its target_kind says
+        what it gets: with "sign" margins of any size, and -1 or 1; with "classes" a probability for
+        each class (two outputs for two classes), and 1 for that of the row; else the probability
+        of each output, and 0 or 1.
     class_weight : dict, "balanced" or None, default None
         Multiplies the weights of the rows; "balanced" is ``n / (n_classes * count)``.
     dropout : float, or a list with one per hidden layer, default 0.0
@@ -1364,6 +1432,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     batch, so that it is stronger in small ones; "adaptive" compares with the best loss ever, so
     that a lucky one cuts the rate again and again (`fastnn.ReduceOnPlateau` does not).
 
+    Searches with n_jobs over functions of your own want ``joblib.parallel_config("threading")``:
+    worker processes do not know them, and training holds no lock that threads would wait for.
+
     Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
     `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
 
@@ -1384,7 +1455,10 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
 
     _parameter_constraints: ClassVar[dict] = {
         **_BaseMLP._parameter_constraints,
-        "loss": [StrOptions({"log_loss", "brier", "hinge"}), LossRow],
+        "loss": [
+            _Names(["log_loss", "brier", "hinge"], REGISTERED_LOSSES, "fastnn.Loss(name, value)"),
+            LossRow,
+        ],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "stratify": [StrOptions({"auto"}), "boolean"],
     }
@@ -1472,7 +1546,13 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """Of the targets: binary, multiclass or multilabel-indicator."""
         return self._label_binarizer.y_type_
 
+    def _own_loss(self) -> Loss | None:
+        """The loss, where it is one of the user's."""
+        row = REGISTERED_LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
+        return row if isinstance(row, Loss) else None
+
     def _loss_name(self) -> str:
+        """The loss by its name here; one of the user's by its own."""
         if isinstance(self.loss, str):
             return self.loss
         names = {
@@ -1481,21 +1561,49 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             "squared_error": "brier",
             "hinge": "hinge",
         }
-        if self.loss.name not in names:
+        if self._own_loss() is None and self.loss.name not in names:
             raise ValueError(
-                f"a classifier cannot minimise {self.loss!r}: take 'log_loss', 'brier' or 'hinge'"
+                f"a classifier cannot minimise {self.loss!r}: take 'log_loss', 'brier', 'hinge', "
+                "or a fastnn.Loss of your own"
             )
-        return names[self.loss.name]
+        return names.get(self.loss.name, self.loss.name)
+
+    def _has_margins(self) -> bool:
+        """Whether outputs are margins, not probabilities."""
+        own = self._own_loss()
+        return own.target_kind == "sign" if own is not None else self._loss_name() == "hinge"
+
+    def _one_hot(self) -> bool:
+        """Whether each class has an output of its own: two as well, where the loss is for them."""
+        own = self._own_loss()
+        for_classes = own is not None and own.target_kind == "classes"
+        return self._kind() == "multiclass" or (self._kind() == "binary" and for_classes)
 
     def _loss_and_output(self, y: np.ndarray) -> tuple[LossRow, str]:
-        softmax = self._kind() == "multiclass"
-        name = self._loss_name()
-        if name == "hinge":
-            return LOSSES["hinge"], "identity"
-        output = "softmax" if softmax else "sigmoid"
-        if name == "brier":
-            return LOSSES["squared_error"], output
-        return LOSSES["cross_entropy" if softmax else "binary_cross_entropy"], output
+        output = "softmax" if self._one_hot() else "sigmoid"
+        own = self._own_loss()
+        if own is None:
+            name = self._loss_name()
+            if name == "hinge":
+                return LOSSES["hinge"], "identity"
+            if name == "brier":
+                return LOSSES["squared_error"], output
+            return LOSSES["cross_entropy" if self._one_hot() else "binary_cross_entropy"], output
+        if self._has_margins():
+            output = "identity"
+        if own.target_kind == "classes" and self._kind() == "multilabel-indicator":
+            raise ValueError(
+                f"{own!r} is for classes of which a row has one, but rows of y have several "
+                "labels: register it with target_kind='unit', and let value(y, t) be that of a "
+                "label, t being 0 or 1"
+            )
+        if not _covers(own, output):
+            what = "margins, any number" if output == "identity" else "probabilities, 0 to 1"
+            raise ValueError(
+                f"{own!r} is defined for outputs in {list(own.domain)}, but those of a classifier "
+                f"are {what} with target_kind={own.target_kind!r}: register it with another domain"
+            )
+        return own, output
 
     def _check_targets(self, X: Any, y: Any, incremental: bool, reset: bool) -> Any:
         X, y = self._validate(X, y, reset)
@@ -1546,18 +1654,17 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         return self.classes_[y[:, 0]]
 
     def _n_outputs(self, y: np.ndarray) -> int:
-        if self._kind() == "multiclass":
-            return len(self.classes_)
+        if self._one_hot():
+            return max(2, len(self.classes_))
         return 1 if self._kind() == "binary" else y.shape[1]
 
-    def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        multiclass = self._kind() == "multiclass"
+    def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
         loss, _ = self._loss_and_output(y)
-        if multiclass and loss.name == "cross_entropy":
+        if loss is LOSSES["cross_entropy"]:
             return np.array(y[:, 0], np.int64)
-        t = (y == np.arange(len(self.classes_))) if multiclass else y
+        t = (y == np.arange(self._n_outputs(y))) if self._one_hot() else y
         t = t.astype(dtype)
-        return 2 * t - 1 if loss.name == "hinge" else t
+        return 2 * t - 1 if loss.target_kind == "sign" else t
 
     def _check_weights(
         self, sample_weight: Any, X: Any, y: np.ndarray, incremental: bool
@@ -1662,21 +1769,25 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
 
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
         kind = self._label_binarizer.y_type_
-        if kind == "multiclass":
+        if kind == "binary" and len(self.classes_) == 1:
+            return np.repeat(self.classes_, len(outputs))
+        if self._exclude_each_other(outputs):
             return self.classes_[outputs.argmax(axis=1)]
         chosen = outputs > (0.0 if self._plan.output == "identity" else 0.5)
         if kind == "binary":
-            if len(self.classes_) == 1:
-                return np.repeat(self.classes_, len(outputs))
             return self.classes_[chosen[:, 0].view(np.int8)]
         labels = chosen.astype(np.int64)
         return sp.csr_array(labels) if self._label_binarizer.sparse_input_ else labels
+
+    def _exclude_each_other(self, outputs: np.ndarray) -> bool:
+        """Whether the largest of the outputs says the class."""
+        return outputs.shape[1] > 1 and self._kind() != "multilabel-indicator"
 
     def _score_outputs(
         self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
     ) -> float:
         """Accuracy; of all labels of a row at once."""
-        if self._kind() == "multiclass":
+        if self._exclude_each_other(outputs):
             truth = target if target.ndim == 1 else target.argmax(axis=1)
             right = outputs.argmax(axis=1) == truth
         else:
@@ -1732,9 +1843,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         if kind == "multilabel-indicator":
             # 1 - p is not 0 either.
             return np.clip(p, limits.tiny, 1 - limits.epsneg, out=p)
-        if kind == "binary":
-            if len(self.classes_) == 1:
-                return np.ones_like(p)
+        if kind == "binary" and len(self.classes_) == 1:
+            return np.ones_like(p[:, :1])
+        if kind == "binary" and p.shape[1] == 1:
             certain = p[:, 0] == 1
             p = np.concatenate([1 - p, p], axis=1)
             if certain.any():
@@ -1802,6 +1913,12 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             y = np.vstack([y, np.ones_like(y[:1])])
         self._label_binarizer = LabelBinarizer().fit(y)
         self.classes_ = classes if not multilabel else self._label_binarizer.classes_
+        if self._n_outputs(y) != self.n_outputs_:
+            raise ValueError(
+                f"loss={self.loss!r} has {self._n_outputs(y)} outputs for these {n_classes} "
+                f"classes, but the last layer has {self.n_outputs_}: the logit of one output is "
+                "the difference of two, coefs[-1][:, 1:] - coefs[-1][:, :1], and so the intercept"
+            )
         return self._name_output(self._loss_and_output(y)[1])
 
     def __sklearn_tags__(self):
@@ -1821,13 +1938,15 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     ----------
     loss : str or loss object, default "squared_error"
         "squared_error", "poisson" (the outputs are then exp(z), and y >= 0), "absolute_error",
-        "huber", "quantile"; or an object such as ``fastnn.Huber(2.0)``, ``fastnn.Quantile(0.9)``.
+        "huber", "quantile"; an object such as ``fastnn.Huber(2.0)``, ``fastnn.Quantile(0.9)``; or a
+        `fastnn.Loss` of your own, by its name or as the object. Its domain says which outputs it
+        gets: any number, exp(z) for positive ones, sigmoid(z) for 0 to 1, or tanh(z).
     hidden_layer_sizes : int or array-like of int, default (100,)
         Units of each hidden layer. ``()`` is a linear model. To search depth and width as two
         numbers, build the tuple: ``(width,) * depth``.
-    activation : str, or a list with one per hidden layer, default "relu"
-        "identity", "logistic", "tanh", "relu" as in scikit-learn, or any other activation of
-        `fastnn`.
+    activation : str or Activation, or a list with one per hidden layer, default "relu"
+        "identity", "logistic", "tanh", "relu" as in scikit-learn, any other activation of
+        `fastnn`, or one of your own, a `fastnn.Activation`, by its name or as the object.
     solver : str or optimizer object, default "adam"
         "lbfgs", "sgd", "adam" as in scikit-learn; or "adamw", "nadam", "rmsprop", "adagrad",
         "rprop" with learning_rate_init; or an object such as ``fastnn.RMSprop(rho=0.95)``, whose
@@ -1951,6 +2070,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     batch, so that it is stronger in small ones; "adaptive" compares with the best loss ever, so
     that a lucky one cuts the rate again and again (`fastnn.ReduceOnPlateau` does not).
 
+    Searches with n_jobs over functions of your own want ``joblib.parallel_config("threading")``:
+    worker processes do not know them, and training holds no lock that threads would wait for.
+
     Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
     `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
 
@@ -1972,7 +2094,11 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     _parameter_constraints: ClassVar[dict] = {
         **_BaseMLP._parameter_constraints,
         "loss": [
-            StrOptions({"squared_error", "poisson", "absolute_error", "huber", "quantile"}),
+            _Names(
+                ["squared_error", "poisson", "absolute_error", "huber", "quantile"],
+                REGISTERED_LOSSES,
+                "fastnn.Loss(name, value)",
+            ),
             LossRow,
         ],
     }
@@ -2061,14 +2187,24 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         super()._validate_params()
 
     def _loss_row(self) -> LossRow:
-        row = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-        if row.target_kind not in ("real", "nonnegative"):
+        row = get_loss(self.loss) if isinstance(self.loss, str) else self.loss
+        numbers = ["real", "nonnegative", *(["unit"] if isinstance(row, Loss) else [])]
+        if row.target_kind not in numbers:
             raise ValueError(f"a regressor cannot minimise {row!r}, a loss for classes")
         return row
 
     def _loss_and_output(self, y: np.ndarray) -> tuple[LossRow, str]:
         row = self._loss_row()
-        return row, row.natural_output
+        if not isinstance(row, Loss):
+            return row, row.natural_output
+        for output in ("identity", "exp", "sigmoid", "tanh"):
+            if _covers(row, output):
+                return row, output
+        raise ValueError(
+            f"{row!r} is defined for outputs in {list(row.domain)}, but those of a regressor are "
+            "any numbers, positive, or within 0 to 1 or -1 to 1: register it with a domain that "
+            "has one of these, and let value shift and scale them"
+        )
 
     def _reported_share(self, loss: LossRow, n_outputs: int) -> float:
         return 1.0 / n_outputs if loss.name == "squared_error" else 1.0
@@ -2083,8 +2219,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     def _decode_targets(self, y: np.ndarray) -> np.ndarray:
         return y[:, 0] if y.shape[1] == 1 else y
 
-    def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        return encode_targets(self._loss_row(), y, len(y), y.shape[1], dtype)
+    def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
+        return encode_targets(self._loss_row(), y, len(y), y.shape[1], dtype, name)
 
     def _score_outputs(
         self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
@@ -2197,4 +2333,4 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
             Fitted, with copies of the weights.
         """
         self = cls._from_arrays(coefs, intercepts, params)
-        return self._name_output(self._loss_row().natural_output)
+        return self._name_output(self._loss_and_output(np.zeros((1, self.n_outputs_)))[1])
