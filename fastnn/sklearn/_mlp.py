@@ -36,9 +36,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from fastnn.plan import Plan, check_memory
 from fastnn.schedules import resolve_schedule
 from fastnn.sklearn._common import (
+    Attempt,
     Unavailable,
+    attempt_of,
     available_when,
-    exclusive,
     n_threads_of,
     native_order,
     one_blas_thread,
@@ -311,12 +312,20 @@ class _BaseMLP(BaseEstimator, ABC):
         sample_weight: Any = None,
         validation_data: tuple[Any, ...] | None = None,
         incremental: bool = False,
+        classes: Any = None,
     ) -> Self:
-        with exclusive(self):
-            return self._fit_alone(X, y, sample_weight, validation_data, incremental)
+        with attempt_of(self, "coefs_") as attempt:
+            if incremental:
+                self._name_classes(y, classes)
+            return self._fit_alone(attempt, X, y, sample_weight, validation_data, incremental)
+
+    def _name_classes(self, y: Any, classes: Any) -> None:
+        """Note all classes that `partial_fit` will ever see."""
+        return
 
     def _fit_alone(
         self,
+        attempt: Attempt,
         X: Any,
         y: Any,
         sample_weight: Any,
@@ -357,6 +366,11 @@ class _BaseMLP(BaseEstimator, ABC):
                 parameters.flags.writeable
             ):
                 parameters = parameters.copy()
+            elif not incremental or self.callbacks or self.verbose or self.progress:
+                # Nothing can fail after a single epoch, and one that diverges is undone.
+                attempt.keep(parameters)
+                if state.slots is not None:
+                    attempt.keep(state.slots)
             net = _Net(plan, parameters)
         self.n_outputs_ = n_outputs
         self.n_layers_ = len(sizes)
@@ -376,9 +390,9 @@ class _BaseMLP(BaseEstimator, ABC):
             validation = self._check_validation_data(validation_data, plan)
         objective = Objective(loss, float(self.alpha), self._reported_share(loss, n_outputs))
         if self._solver() == "lbfgs":
-            self._fit_lbfgs(net, state, rows, validation, objective)
+            self._fit_lbfgs(attempt, net, state, rows, validation, objective)
         else:
-            self._fit_stochastic(net, state, rows, y, validation, objective, incremental)
+            self._fit_stochastic(attempt, net, state, rows, y, validation, objective, incremental)
         return self
 
     def _check_combinations(self, incremental: bool) -> None:
@@ -456,13 +470,25 @@ class _BaseMLP(BaseEstimator, ABC):
             stream = old.random_state
         else:
             stream = check_random_state(self.random_state)
+        # What training changes in place is copied: the old state may be wanted back. Slots are
+        # as large as the net, and kept by the attempt where that can happen.
+        optimizer, slots = copy.copy(old.optimizer), old.slots
+        if slots is not None and not slots.flags.writeable:  # mapped by joblib
+            slots = slots.copy()
         if self.resume:
-            return State(**{**old.__dict__, "random_state": stream, "seed": seed})
+            return replace(
+                old,
+                random_state=stream,
+                seed=seed,
+                optimizer=optimizer,
+                slots=slots,
+                order=None if old.order is None else old.order.copy(),
+            )
         return State(
             stream,
             seed,
-            optimizer=old.optimizer if incremental else None,
-            slots=old.slots if incremental else None,
+            optimizer=optimizer if incremental else None,
+            slots=slots if incremental else None,
             no_improvement_count=old.no_improvement_count,
             rate_factor=old.rate_factor if incremental else 1.0,
             dropout_seed=old.dropout_seed,
@@ -568,6 +594,7 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _fit_stochastic(
         self,
+        attempt: Attempt,
         net: _Net,
         state: State,
         rows: Rows,
@@ -580,6 +607,9 @@ class _BaseMLP(BaseEstimator, ABC):
         if state.optimizer is None:
             state.optimizer = self._new_optimizer()
             state.slots = new_slots(state.optimizer, net.plan)
+        optimizer, first_step = state.optimizer, state.optimizer.steps
+        if not incremental:
+            attempt.keep_stream(state.random_state)
         if early_stopping and validation is None:
             rows, validation = self._hold_out(rows, y, state)
         if early_stopping:
@@ -615,10 +645,17 @@ class _BaseMLP(BaseEstimator, ABC):
             self.schedule,
             n_threads_of(self.n_threads),
         )
-        _Epochs(self, net, engine, validation, incremental).run()
+        if incremental and engine.draws:
+            attempt.keep_stream(state.random_state)
+        epochs = _Epochs(self, net, engine, validation, incremental)
+        self.n_iter_ = 0
+        attempt.progress = lambda: optimizer.steps - first_step
+        attempt.epochs = lambda: self.n_iter_
+        epochs.run(attempt)
 
     def _fit_lbfgs(
         self,
+        attempt: Attempt,
         net: _Net,
         state: State,
         rows: Rows,
@@ -632,6 +669,7 @@ class _BaseMLP(BaseEstimator, ABC):
         watch = _Watch(self, net, state, validation, n_threads)
         start = net.parameters.copy()
         self.n_iter_ = 0
+        attempt.progress = attempt.epochs = lambda: self.n_iter_
         if self.best_loss_ is None:
             self.best_loss_ = np.inf
         halted = False
@@ -1129,37 +1167,33 @@ class _Epochs:
             self.sgd is not None and estimator.learning_rate == "invscaling"
         )
 
-    def run(self) -> None:
+    def run(self, attempt: Attempt) -> None:
         estimator, state = self.estimator, self.state
         max_iter = 1 if self.incremental else int(estimator.max_iter)
-        chunk = 16
+        chunk, done = 16, False
         with self.watch:
-            estimator.n_iter_ = 0
-            while True:
+            while not done and estimator.n_iter_ < max_iter:
                 n_epochs = min(max_iter - estimator.n_iter_, self.engine.max_epochs(), chunk)
                 # The rules cannot end the training before so many epochs have brought nothing.
                 patience = estimator.n_iter_no_change + 1 - state.no_improvement_count
                 n_epochs = 1 if self.one_by_one else int(min(n_epochs, max(1, patience)))
                 start = time.perf_counter()
-                if self._advance(n_epochs):
-                    break
+                done = self._advance(n_epochs, attempt)
                 if time.perf_counter() - start < 0.1:
                     chunk *= 2
-                if estimator.n_iter_ == max_iter:
-                    if not self.incremental:
-                        warnings.warn(
-                            f"Stochastic Optimizer: Maximum iterations ({max_iter}) "
-                            "reached and the optimization hasn't converged yet.",
-                            ConvergenceWarning,
-                            stacklevel=7,
-                        )
-                    break
             if self.best is not None:
                 if estimator.resume:
                     state.last, state.best = self.net.parameters.copy(), self.best
                 self.net.parameters[:] = self.best
+        if not done and not self.incremental:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({max_iter}) "
+                "reached and the optimization hasn't converged yet.",
+                ConvergenceWarning,
+                stacklevel=7,
+            )
 
-    def _advance(self, n_epochs: int) -> bool:
+    def _advance(self, n_epochs: int, attempt: Attempt) -> bool:
         """Train so many epochs; whether that was all."""
         engine = self.engine
         start = time.perf_counter()
@@ -1169,6 +1203,7 @@ class _Epochs:
             for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
                 finished = self._count(loss, rate, time.perf_counter() - start)
         if epochs.exception is not None:
+            attempt.interrupted = True
             raise epochs.exception
         if epochs.status == "diverged":
             self._diverged()
@@ -1398,8 +1433,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     Raises
     ------
     ValueError, TypeError
-        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged; the weights
-        are then those before the epoch that diverged.
+        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged. An estimator
+        that was fitted before is then what it was; one that was not, and whose training got so far,
+        has the weights of the last finite epoch.
 
     See Also
     --------
@@ -1422,8 +1458,10 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     - `partial_fit` with an int as random_state goes on in the stream of random numbers: another
       order in every call, also after pickling. scikit-learn repeats one order from the second on.
     - `partial_fit` with weights that are all 0 changes nothing.
-    - Training that diverges is an error that leaves the last finite weights, or, with early
-      stopping, a ConvergenceWarning and the best ones.
+    - A call that fails leaves a fitted estimator as it was, to the last bit, and so does Ctrl-C
+      before the first step is done.
+    - Training that diverges is an error, or, with early stopping, a ConvergenceWarning that leaves
+      the best weights.
     - Two threads that fit one estimator at a time get a RuntimeError.
     - float32 of another byte order stays float32. Every attribute exists after each `fit`, None
       where it has no meaning.
@@ -1750,6 +1788,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         -------
         self
         """
+        return self._fit(X, y, sample_weight, incremental=True, classes=classes)
+
+    def _name_classes(self, y: Any, classes: Any) -> None:
         known = getattr(self, "classes_", None)
         if known is None:
             if classes is None:
@@ -1765,7 +1806,6 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
                 f"`classes={classes!r}` is not the same as on last call "
                 f"to partial_fit, was: {known!r}"
             )
-        return self._fit(X, y, sample_weight, incremental=True)
 
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
         kind = self._label_binarizer.y_type_
@@ -2037,8 +2077,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     Raises
     ------
     ValueError, TypeError
-        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged; the weights
-        are then those before the epoch that diverged.
+        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged. An estimator
+        that was fitted before is then what it was; one that was not, and whose training got so far,
+        has the weights of the last finite epoch.
 
     See Also
     --------
@@ -2060,8 +2101,10 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     - `partial_fit` with an int as random_state goes on in the stream of random numbers: another
       order in every call, also after pickling. scikit-learn repeats one order from the second on.
     - `partial_fit` with weights that are all 0 changes nothing.
-    - Training that diverges is an error that leaves the last finite weights, or, with early
-      stopping, a ConvergenceWarning and the best ones.
+    - A call that fails leaves a fitted estimator as it was, to the last bit, and so does Ctrl-C
+      before the first step is done.
+    - Training that diverges is an error, or, with early stopping, a ConvergenceWarning that leaves
+      the best weights.
     - Two threads that fit one estimator at a time get a RuntimeError.
     - float32 of another byte order stays float32. Every attribute exists after each `fit`, None
       where it has no meaning.
