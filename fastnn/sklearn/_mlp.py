@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import pickle
 import tempfile
@@ -861,6 +862,10 @@ class _BaseMLP(BaseEstimator, ABC):
             # One array for all layers, which joblib can map into memory.
             del state["coefs_"], state["intercepts_"]
             state["_parameters"] = net.parameters
+        training = state.get("_state")
+        if training is not None and not self.resume:
+            # One number per row; the next fit draws its own.
+            state["_state"] = replace(training, order=None, hold_out=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -1155,10 +1160,9 @@ class _Epochs:
             estimator.resume
             and self.early_stopping
             and last is not None
-            and best is not None
-            and np.array_equal(best, net.parameters)  # else the user has set others since
+            and best == _digest(net.parameters)  # else the user has set others since
         ):
-            self.best = best
+            self.best = net.parameters.copy()
             net.parameters[:] = last
         optimizer = self.state.optimizer
         self.sgd = optimizer if isinstance(optimizer, SklearnSGD) else None
@@ -1183,8 +1187,11 @@ class _Epochs:
                     chunk *= 2
             if self.best is not None:
                 if estimator.resume:
-                    state.last, state.best = self.net.parameters.copy(), self.best
+                    state.last, state.best = self.net.parameters.copy(), _digest(self.best)
                 self.net.parameters[:] = self.best
+        if self.early_stopping and not estimator.resume:
+            # They belong to the last epoch, and nothing but another epoch would want them.
+            state.optimizer = state.slots = None
         if not done and not self.incremental:
             warnings.warn(
                 f"Stochastic Optimizer: Maximum iterations ({max_iter}) "
@@ -1299,6 +1306,10 @@ def _covers(loss: LossRow, output: str) -> bool:
     return loss.domain[0] <= low and high <= loss.domain[1]
 
 
+def _digest(parameters: np.ndarray) -> bytes:
+    return hashlib.blake2b(parameters.data).digest()
+
+
 def _predict(plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray, n_threads: int) -> None:
     """Write the outputs of checked rows."""
     BACKEND.predict(plan, parameters, _readable(X, plan.dtype), out, n_threads)
@@ -1390,7 +1401,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     resume : bool, default False
         With warm_start: go on where the fit before ended, with its optimizer's state, random
         stream, hold-out and patience, so that k fits of one epoch and one of k epochs are the same
-        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights.
+        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights, and
+        a pickle has no hold-out: set it before the first fit.
     max_seconds : float, optional
         Stop after the first epoch that ends later.
     callbacks : list, optional
@@ -1458,6 +1470,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     - `partial_fit` with an int as random_state goes on in the stream of random numbers: another
       order in every call, also after pickling. scikit-learn repeats one order from the second on.
     - `partial_fit` with weights that are all 0 changes nothing.
+    - `partial_fit` after a fit that stopped early (with early_stopping=False since) begins with a
+      fresh optimizer: what the old one knows is of the last epoch, not of the best.
     - A call that fails leaves a fitted estimator as it was, to the last bit, and so does Ctrl-C
       before the first step is done.
     - Training that diverges is an error, or, with early stopping, a ConvergenceWarning that leaves
@@ -2036,7 +2050,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     resume : bool, default False
         With warm_start: go on where the fit before ended, with its optimizer's state, random
         stream, hold-out and patience, so that k fits of one epoch and one of k epochs are the same
-        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights.
+        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights, and
+        a pickle has no hold-out: set it before the first fit.
     max_seconds : float, optional
         Stop after the first epoch that ends later.
     callbacks : list, optional
@@ -2101,6 +2116,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     - `partial_fit` with an int as random_state goes on in the stream of random numbers: another
       order in every call, also after pickling. scikit-learn repeats one order from the second on.
     - `partial_fit` with weights that are all 0 changes nothing.
+    - `partial_fit` after a fit that stopped early (with early_stopping=False since) begins with a
+      fresh optimizer: what the old one knows is of the last epoch, not of the best.
     - A call that fails leaves a fitted estimator as it was, to the last bit, and so does Ctrl-C
       before the first step is done.
     - Training that diverges is an error, or, with early stopping, a ConvergenceWarning that leaves

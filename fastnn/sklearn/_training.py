@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import xlogy
+from sklearn.utils import check_random_state
 
 from fastnn.backends import get_backend
 from fastnn.backends.base import StopFlag, TrainJob
@@ -249,9 +250,15 @@ class State:
         Rows to train on, and rows held out.
     epoch : int
         Epochs so far, for dropout.
-    last, best : ndarray or None
-        With early stopping and `resume`: parameters of the last epoch, where the next fit goes on,
-        and the best ones, which the estimator shows.
+    last : ndarray or None
+        With early stopping and `resume`: parameters of the last epoch, where the next fit goes on.
+    best : bytes or None
+        Then also the digest of the best ones, which the estimator shows.
+
+    Notes
+    -----
+    A pickle holds what another process needs, and no array twice: RandomState pickles itself with
+    its state written out two times, and row numbers seldom need eight bytes.
     """
 
     random_state: np.random.RandomState
@@ -265,7 +272,39 @@ class State:
     dropout_seed: int = 0
     epoch: int = 0
     last: np.ndarray | None = None
-    best: np.ndarray | None = None
+    best: bytes | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.seed is not None:
+            state["random_state"] = self.random_state.get_state(legacy=False)
+        elif self.random_state is check_random_state(None):
+            state["random_state"] = None  # NumPy's global one, of whatever process
+        if self.order is not None:
+            in_order = np.array_equal(self.order, np.arange(len(self.order)))
+            state["order"] = None if in_order else _narrow(self.order)
+        if self.hold_out is not None:
+            state["hold_out"] = tuple(map(_narrow, self.hold_out))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        stream = state["random_state"]
+        if stream is None:
+            self.random_state = check_random_state(None)
+        elif isinstance(stream, dict):
+            self.random_state = np.random.RandomState(0)
+            self.random_state.set_state(stream)
+        if self.order is not None:
+            self.order = self.order.astype(np.int64)
+        if self.hold_out is not None:
+            train, held = self.hold_out
+            self.hold_out = train.astype(np.int64), held.astype(np.int64)
+
+
+def _narrow(rows: np.ndarray) -> np.ndarray:
+    """Row numbers in as few bytes as they need."""
+    return rows.astype(np.min_scalar_type(int(rows.max(initial=0))))
 
 
 @dataclass
