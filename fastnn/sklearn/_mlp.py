@@ -10,7 +10,7 @@ import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from numbers import Integral, Real
@@ -285,10 +285,10 @@ class _BaseMLP(BaseEstimator, ABC):
         """What `_check_targets` or `_check_validation_targets` returned, as the user gave it."""
 
     @abstractmethod
-    def _score_outputs(
-        self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
-    ) -> float:
-        """The score of outputs against encoded targets."""
+    def _scorer(
+        self, target: np.ndarray, weight: np.ndarray | None
+    ) -> Callable[[np.ndarray], float]:
+        """A function of outputs, their score against encoded targets."""
 
     def _solver(self) -> str:
         return self.solver if isinstance(self.solver, str) else self.solver.name
@@ -1060,6 +1060,7 @@ class _Watch:
         self._bar = _progress_bar(estimator.max_iter, bool(estimator.progress))
         self.scorer: Any = None
         self.outputs: np.ndarray | None = None
+        self.score: Any = None
         if validation is not None:
             if estimator.scoring not in (None, "loss"):
                 self.scorer = check_scoring(estimator, estimator.scoring)
@@ -1125,8 +1126,9 @@ class _Watch:
             return loss, float(self.scorer(self.twin, rows.X, self.y, **weight))
         if self.outputs is None:
             self.outputs = np.empty((len(rows), plan.n_outputs), plan.dtype)
+            self.score = self.estimator._scorer(rows.y, rows.weight)
         _predict(plan, parameters, rows.X, self.outputs, self.n_threads)
-        return loss, self.estimator._score_outputs(self.outputs, rows.y, rows.weight)
+        return loss, self.score(self.outputs)
 
     def should_stop(self) -> bool:
         """Whether a callback or the clock asked for an end."""
@@ -1176,15 +1178,16 @@ class _Epochs:
         max_iter = 1 if self.incremental else int(estimator.max_iter)
         chunk, done = 16, False
         with self.watch:
-            while not done and estimator.n_iter_ < max_iter:
-                n_epochs = min(max_iter - estimator.n_iter_, self.engine.max_epochs(), chunk)
-                # The rules cannot end the training before so many epochs have brought nothing.
-                patience = estimator.n_iter_no_change + 1 - state.no_improvement_count
-                n_epochs = 1 if self.one_by_one else int(min(n_epochs, max(1, patience)))
-                start = time.perf_counter()
-                done = self._advance(n_epochs, attempt)
-                if time.perf_counter() - start < 0.1:
-                    chunk *= 2
+            with _interrupts_stop(self.engine.stop):
+                while not done and estimator.n_iter_ < max_iter:
+                    n_epochs = min(max_iter - estimator.n_iter_, self.engine.max_epochs(), chunk)
+                    # The rules cannot end the training before so many epochs brought nothing.
+                    patience = estimator.n_iter_no_change + 1 - state.no_improvement_count
+                    n_epochs = 1 if self.one_by_one else int(min(n_epochs, max(1, patience)))
+                    start = time.perf_counter()
+                    done = self._advance(n_epochs, attempt)
+                    if time.perf_counter() - start < 0.1:
+                        chunk *= 2
             if self.best is not None:
                 if estimator.resume:
                     state.last, state.best = self.net.parameters.copy(), _digest(self.best)
@@ -1204,18 +1207,17 @@ class _Epochs:
         """Train so many epochs; whether that was all."""
         engine = self.engine
         start = time.perf_counter()
-        with _interrupts_stop(engine.stop):
-            epochs = engine.run(n_epochs)
-            finished = False
-            for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
-                finished = self._count(loss, rate, time.perf_counter() - start)
+        epochs = engine.run(n_epochs)
+        finished = False
+        for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
+            finished = self._count(loss, rate, time.perf_counter() - start)
         if epochs.exception is not None:
             attempt.interrupted = True
             raise epochs.exception
         if epochs.status == "diverged":
             self._diverged()
             return True
-        return finished or self.watch.should_stop() or epochs.status == "stopped"
+        return finished or self.watch.should_stop() or engine.stop.is_set()
 
     def _count(self, loss: float, rate: float, seconds: float) -> bool:
         """The books of one epoch; whether the rules end the training after it."""
@@ -1741,8 +1743,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
 
     def _strata(self, y: np.ndarray) -> np.ndarray | None:
         if self.stratify == "auto":
-            # As scikit-learn has it; its message names the classes False and True.
-            return y.astype(bool) if self._kind() == "binary" else None
+            # As scikit-learn has it, whose message names the classes 'False' and 'True'.
+            return np.where(y[:, 0], "True", "False") if self._kind() == "binary" else None
         if not self.stratify or self._kind() == "multilabel-indicator":
             return None
         return self.classes_[y[:, 0]]
@@ -1837,17 +1839,25 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """Whether the largest of the outputs says the class."""
         return outputs.shape[1] > 1 and self._kind() != "multilabel-indicator"
 
-    def _score_outputs(
-        self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
-    ) -> float:
+    def _scorer(
+        self, target: np.ndarray, weight: np.ndarray | None
+    ) -> Callable[[np.ndarray], float]:
         """Accuracy; of all labels of a row at once."""
-        if self._exclude_each_other(outputs):
-            truth = target if target.ndim == 1 else target.argmax(axis=1)
-            right = outputs.argmax(axis=1) == truth
-        else:
-            threshold = 0.0 if self._plan.output == "identity" else 0.5
-            right = ((outputs > threshold) == (target > threshold)).all(axis=1)
-        return float(np.average(right, weights=weight))
+        threshold = 0.0 if self._plan.output == "identity" else 0.5
+        labels = target > threshold
+        if target.ndim == 1 or self._exclude_each_other(target):
+            labels = target if target.ndim == 1 else target.argmax(axis=1)
+
+        def score(outputs: np.ndarray) -> float:
+            if labels.ndim == 1:
+                right = outputs.argmax(axis=1) == labels
+            else:
+                right = ((outputs > threshold) == labels).all(axis=1)
+            if weight is None:
+                return np.count_nonzero(right) / len(right)
+            return float(np.average(right, weights=weight))
+
+        return score
 
     def predict(self, X):
         """Classes of rows.
@@ -2282,24 +2292,31 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
         return encode_targets(self._loss_row(), y, len(y), y.shape[1], dtype, name)
 
-    def _score_outputs(
-        self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
-    ) -> float:
+    def _scorer(
+        self, target: np.ndarray, weight: np.ndarray | None
+    ) -> Callable[[np.ndarray], float]:
         """R squared, the mean over the outputs; NaN where an output is not finite."""
-        if not np.isfinite(outputs).all():
-            return float("nan")
         w = 1.0 if weight is None else weight[:, None]
-        error = (w * (target - outputs) ** 2).sum(axis=0)
         spread = (w * (target - np.average(target, axis=0, weights=weight)) ** 2).sum(axis=0)
-        # A constant target: 1 where it is met, else 0, as r2_score has it.
-        scores = np.where(error == 0, 1.0, 0.0)
-        np.subtract(
-            1.0,
-            np.divide(error, spread, out=np.ones_like(error), where=spread != 0),
-            out=scores,
-            where=(spread != 0) & (error != 0),
-        )
-        return float(scores.mean())
+        varied = bool(spread.all())
+
+        def score(outputs: np.ndarray) -> float:
+            if not np.isfinite(outputs).all():
+                return float("nan")
+            error = (w * (target - outputs) ** 2).sum(axis=0)
+            if varied and error.all():
+                return float((1.0 - error / spread).mean())
+            # A constant target: 1 where it is met, else 0, as r2_score has it.
+            scores = np.where(error == 0, 1.0, 0.0)
+            np.subtract(
+                1.0,
+                np.divide(error, spread, out=np.ones_like(error), where=spread != 0),
+                out=scores,
+                where=(spread != 0) & (error != 0),
+            )
+            return float(scores.mean())
+
+        return score
 
     # Public ---------------------------------------------------------------------------------------
 
