@@ -92,8 +92,6 @@ class Attempt:
         Steps of this training so far; the fit sets it as it begins.
     epochs : callable () -> int
         Whole epochs, likewise.
-    interrupted : bool
-        Whether the error that comes is that of a signal.
     """
 
     def __init__(self, estimator: Any, fitted: str) -> None:
@@ -101,7 +99,6 @@ class Attempt:
         self.fitted = fitted in vars(estimator)
         self.progress: Callable[[], int] = lambda: 0
         self.epochs: Callable[[], int] = lambda: 0
-        self.interrupted = False
         self._attributes = dict(vars(estimator))
         # Curves grow in place.
         self._lengths = [
@@ -126,7 +123,7 @@ class Attempt:
 
     def counts(self, error: BaseException) -> bool:
         """Whether what the training has reached is kept, in spite of an error."""
-        if isinstance(error, KeyboardInterrupt) or self.interrupted:
+        if isinstance(error, KeyboardInterrupt):
             return self.progress() > 0
         return not self.fitted and self.epochs() > 0
 
@@ -148,9 +145,8 @@ class Attempt:
 def attempt_of(estimator: Any, fitted: str) -> Iterator[Attempt]:
     """A fit that, where it fails, leaves its estimator as it was.
 
-    Two kinds of failure leave what the training has reached: an interruption (Ctrl-C, or what the
-    handler of another signal raises) after a step, and any in an estimator that was not fitted and
-    now is.
+    Two kinds of failure leave what the training has reached: Ctrl-C after a step, and any after an
+    epoch in an estimator that was not fitted before.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ from fastnn.tables.activations import (
     ActivationRow,
     get_activation,
 )
-from fastnn.tables.custom import Loss
+from fastnn.tables.custom import Activation, Loss
 from fastnn.tables.losses import (
     LOSSES,
     REGISTERED_LOSSES,
@@ -228,7 +228,7 @@ class _BaseMLP(BaseEstimator, ABC):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [
             _Names([*ACTIVATIONS, *_ALIASES], REGISTERED_ACTIVATIONS, "fastnn.Activation(name, f)"),
-            ActivationRow,
+            Activation,
             list,
             tuple,
         ],
@@ -295,7 +295,7 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _activations(self, n_hidden: int) -> tuple[Any, ...]:
         """The hidden activations, by the tables' names or as objects."""
-        one = isinstance(self.activation, str | ActivationRow)
+        one = isinstance(self.activation, str | Activation)
         given = [self.activation] * n_hidden if one else list(self.activation)
         return tuple(_ALIASES.get(row, row) if isinstance(row, str) else row for row in given)
 
@@ -363,13 +363,13 @@ class _BaseMLP(BaseEstimator, ABC):
             old = self._packed()
             plan = replace(plan, dtype=old.plan.dtype)
             parameters = old.parameters
-            if parameters is not getattr(self._net, "parameters", None) or not (
-                parameters.flags.writeable
-            ):
+            in_place = old is self.__dict__.get("_net") and parameters.flags.writeable
+            if not in_place:
                 parameters = parameters.copy()
-            elif not incremental or self.callbacks or self.verbose or self.progress:
-                # Nothing can fail after a single epoch, and one that diverges is undone.
-                attempt.keep(parameters)
+            if not incremental or self.callbacks or self.verbose or self.progress:
+                # Else nothing can fail after the one epoch, and one that diverges is undone.
+                if in_place:
+                    attempt.keep(parameters)
                 if state.slots is not None:
                     attempt.keep(state.slots)
             net = _Net(plan, parameters)
@@ -502,7 +502,7 @@ class _BaseMLP(BaseEstimator, ABC):
         names = [*plan.activations, *plan.activations[-1:]]
         for layer, (fan_in, fan_out) in enumerate(pairwise(plan.layer_sizes)):
             factor = 2.0 if names and names[layer] == "sigmoid" else 6.0
-            if not names and self.activation in ("logistic", "sigmoid", ACTIVATIONS["sigmoid"]):
+            if not names and self.activation in ("logistic", "sigmoid"):
                 factor = 2.0
             bound = np.sqrt(factor / (fan_in + fan_out))
             net.coefs[layer][:] = state.random_state.uniform(-bound, bound, (fan_in, fan_out))
@@ -652,7 +652,7 @@ class _BaseMLP(BaseEstimator, ABC):
         self.n_iter_ = 0
         attempt.progress = lambda: optimizer.steps - first_step
         attempt.epochs = lambda: self.n_iter_
-        epochs.run(attempt)
+        epochs.run()
 
     def _fit_lbfgs(
         self,
@@ -1173,7 +1173,7 @@ class _Epochs:
             self.sgd is not None and estimator.learning_rate == "invscaling"
         )
 
-    def run(self, attempt: Attempt) -> None:
+    def run(self) -> None:
         estimator, state = self.estimator, self.state
         max_iter = 1 if self.incremental else int(estimator.max_iter)
         chunk, done = 16, False
@@ -1185,7 +1185,7 @@ class _Epochs:
                     patience = estimator.n_iter_no_change + 1 - state.no_improvement_count
                     n_epochs = 1 if self.one_by_one else int(min(n_epochs, max(1, patience)))
                     start = time.perf_counter()
-                    done = self._advance(n_epochs, attempt)
+                    done = self._advance(n_epochs)
                     if time.perf_counter() - start < 0.1:
                         chunk *= 2
             if self.best is not None:
@@ -1203,7 +1203,7 @@ class _Epochs:
                 stacklevel=7,
             )
 
-    def _advance(self, n_epochs: int, attempt: Attempt) -> bool:
+    def _advance(self, n_epochs: int) -> bool:
         """Train so many epochs; whether that was all."""
         engine = self.engine
         start = time.perf_counter()
@@ -1212,7 +1212,6 @@ class _Epochs:
         for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
             finished = self._count(loss, rate, time.perf_counter() - start)
         if epochs.exception is not None:
-            attempt.interrupted = True
             raise epochs.exception
         if epochs.status == "diverged":
             self._diverged()

@@ -538,7 +538,6 @@ class Perceptron(_SklearnPerceptron):
             moved = not all(map(np.array_equal, start, (W, intercepts)))
             attempt.progress = lambda: self.n_iter_ + moved
         if exception is not None:
-            attempt.interrupted = True
             raise exception
         diverged = [epoch for status, epoch, *_ in states if status == "diverged"]
         if diverged:

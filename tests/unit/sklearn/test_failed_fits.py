@@ -225,6 +225,21 @@ def test_ctrl_c_keeps_the_steps_that_were_done(cls, solver, mode):
     assert estimator.loss_curve_ == shorter.loss_curve_
 
 
+@pytest.mark.parametrize("mode", ["resume", "partial_fit"])
+@pytest.mark.parametrize("cls", BOTH)
+def test_a_failed_call_after_weights_were_set(cls, mode):
+    """Weights of the user's own are learned from in a copy, the optimizer's state is not."""
+    estimator = make(cls, mode, "adam")
+    call(estimator, mode, {})
+    estimator.coefs_[0] = np.ones((3, 5))
+    twin, before = copy.deepcopy(estimator), contents(estimator)
+    fail(estimator, "callback 1", mode)
+    assert contents(estimator) == before
+    for one in (estimator, twin):
+        call(one, mode, {})
+    np.testing.assert_array_equal(flat(estimator), flat(twin))
+
+
 @pytest.mark.parametrize("cls", BOTH)
 def test_a_first_partial_fit_names_no_classes(cls):
     estimator = make(cls, "partial_fit")
