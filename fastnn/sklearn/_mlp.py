@@ -140,8 +140,8 @@ class _Names(StrOptions):
     def __str__(self) -> str:
         names = ", ".join(map(repr, sorted(self.options)))
         return (
-            f"a str among {{{names}}}, or the name of one of your own, which has to be registered "
-            f"first in every process, with {self.register}"
+            f"a str among {{{names}}} (or the name of one of your own, registered first in every "
+            f"process with {self.register})"
         )
 
 
