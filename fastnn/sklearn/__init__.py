@@ -4,6 +4,8 @@ Change ``from sklearn.neural_network import MLPClassifier`` to
 ``from fastnn.sklearn import MLPClassifier``: same parameters, same numbers, and more behind them.
 """
 
+import re as _re
+
 try:
     import sklearn as _sklearn
 except ImportError as error:
@@ -11,7 +13,8 @@ except ImportError as error:
         "fastnn.sklearn needs scikit-learn 1.9 or later: pip install 'fastnn-mlp[sklearn]'"
     ) from error
 
-if tuple(int(part) for part in _sklearn.__version__.split(".")[:2]) < (1, 9):
+# Two numbers and whatever follows them: 1.9.1, 1.10rc1, 1.9.dev0.
+if [int(number) for number in _re.findall(r"\d+", _sklearn.__version__)[:2]] < [1, 9]:
     raise ImportError(
         f"fastnn.sklearn needs scikit-learn 1.9 or later, found {_sklearn.__version__}: "
         "pip install 'fastnn-mlp[sklearn]'"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import pickle
 import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from numbers import Integral, Real
@@ -36,9 +37,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from fastnn.plan import Plan, check_memory
 from fastnn.schedules import resolve_schedule
 from fastnn.sklearn._common import (
+    Attempt,
     Unavailable,
+    attempt_of,
     available_when,
-    exclusive,
     n_threads_of,
     native_order,
     one_blas_thread,
@@ -56,8 +58,20 @@ from fastnn.sklearn._training import (
     new_slots,
 )
 from fastnn.sparse_rows import SparseRows
-from fastnn.tables.activations import ACTIVATIONS
-from fastnn.tables.losses import LOSSES, LossRow, encode_targets
+from fastnn.tables.activations import (
+    ACTIVATIONS,
+    REGISTERED_ACTIVATIONS,
+    ActivationRow,
+    get_activation,
+)
+from fastnn.tables.custom import Activation, Loss
+from fastnn.tables.losses import (
+    LOSSES,
+    REGISTERED_LOSSES,
+    LossRow,
+    encode_targets,
+    get_loss,
+)
 from fastnn.tables.optimizers import LBFGS, OPTIMIZERS, Optimizer
 from fastnn.trainer import _check_callbacks, _interrupts_stop, _progress_bar
 
@@ -97,17 +111,37 @@ def _check_partial_fit(estimator: _BaseMLP) -> None:
 
 
 def _check_probabilities(estimator: MLPClassifier) -> None:
-    if estimator._loss_name() == "hinge":
+    if estimator._has_margins():
         raise Unavailable(
-            "loss='hinge' gives no probabilities: use decision_function, or loss='log_loss'"
+            f"loss={estimator.loss!r} gives no probabilities: use decision_function, or "
+            "loss='log_loss'"
         )
 
 
 def _check_margins(estimator: MLPClassifier) -> None:
-    if estimator._loss_name() != "hinge":
+    if not estimator._has_margins():
         raise Unavailable(
             f"loss={estimator.loss!r} gives probabilities: use predict_proba; decision_function "
             "comes with loss='hinge'"
+        )
+
+
+class _Names(StrOptions):
+    """Names of a table, and those that users register beside it."""
+
+    def __init__(self, names: Iterable[str], registered: dict[str, Any], register: str) -> None:
+        super().__init__(set(names))
+        self.registered = registered
+        self.register = register
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return super().is_satisfied_by(val) or (isinstance(val, str) and val in self.registered)
+
+    def __str__(self) -> str:
+        names = ", ".join(map(repr, sorted(self.options)))
+        return (
+            f"a str among {{{names}}} (or the name of one of your own, registered first in every "
+            f"process with {self.register})"
         )
 
 
@@ -192,7 +226,12 @@ class _BaseMLP(BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict] = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions({*ACTIVATIONS, *_ALIASES}), list, tuple],
+        "activation": [
+            _Names([*ACTIVATIONS, *_ALIASES], REGISTERED_ACTIVATIONS, "fastnn.Activation(name, f)"),
+            Activation,
+            list,
+            tuple,
+        ],
         "solver": [StrOptions(set(OPTIMIZERS)), Optimizer],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -238,30 +277,27 @@ class _BaseMLP(BaseEstimator, ABC):
         """(X, y) as validated; classes are noted."""
 
     @abstractmethod
-    def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Targets as the backends take them."""
+    def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
+        """Targets as the backends take them; `name` is for messages."""
 
     @abstractmethod
     def _decode_targets(self, y: np.ndarray) -> np.ndarray:
         """What `_check_targets` or `_check_validation_targets` returned, as the user gave it."""
 
     @abstractmethod
-    def _score_outputs(
-        self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
-    ) -> float:
-        """The score of outputs against encoded targets."""
+    def _scorer(
+        self, target: np.ndarray, weight: np.ndarray | None
+    ) -> Callable[[np.ndarray], float]:
+        """A function of outputs, their score against encoded targets."""
 
     def _solver(self) -> str:
         return self.solver if isinstance(self.solver, str) else self.solver.name
 
-    def _activations(self, n_hidden: int) -> tuple[str, ...]:
-        """The tables' names of the hidden activations."""
-        names = (
-            [self.activation] * n_hidden
-            if isinstance(self.activation, str)
-            else list(self.activation)
-        )
-        return tuple(_ALIASES.get(name, name) for name in names)
+    def _activations(self, n_hidden: int) -> tuple[Any, ...]:
+        """The hidden activations, by the tables' names or as objects."""
+        one = isinstance(self.activation, str | Activation)
+        given = [self.activation] * n_hidden if one else list(self.activation)
+        return tuple(_ALIASES.get(row, row) if isinstance(row, str) else row for row in given)
 
     def _dropout(self, n_hidden: int) -> tuple[float, ...]:
         if np.ndim(self.dropout) == 0:
@@ -277,12 +313,20 @@ class _BaseMLP(BaseEstimator, ABC):
         sample_weight: Any = None,
         validation_data: tuple[Any, ...] | None = None,
         incremental: bool = False,
+        classes: Any = None,
     ) -> Self:
-        with exclusive(self):
-            return self._fit_alone(X, y, sample_weight, validation_data, incremental)
+        with attempt_of(self, "coefs_") as attempt:
+            if incremental:
+                self._name_classes(y, classes)
+            return self._fit_alone(attempt, X, y, sample_weight, validation_data, incremental)
+
+    def _name_classes(self, y: Any, classes: Any) -> None:
+        """Note all classes that `partial_fit` will ever see."""
+        return
 
     def _fit_alone(
         self,
+        attempt: Attempt,
         X: Any,
         y: Any,
         sample_weight: Any,
@@ -319,10 +363,15 @@ class _BaseMLP(BaseEstimator, ABC):
             old = self._packed()
             plan = replace(plan, dtype=old.plan.dtype)
             parameters = old.parameters
-            if parameters is not getattr(self._net, "parameters", None) or not (
-                parameters.flags.writeable
-            ):
+            in_place = old is self.__dict__.get("_net") and parameters.flags.writeable
+            if not in_place:
                 parameters = parameters.copy()
+            if not incremental or self.callbacks or self.verbose or self.progress:
+                # Else nothing can fail after the one epoch, and one that diverges is undone.
+                if in_place:
+                    attempt.keep(parameters)
+                if state.slots is not None:
+                    attempt.keep(state.slots)
             net = _Net(plan, parameters)
         self.n_outputs_ = n_outputs
         self.n_layers_ = len(sizes)
@@ -342,9 +391,9 @@ class _BaseMLP(BaseEstimator, ABC):
             validation = self._check_validation_data(validation_data, plan)
         objective = Objective(loss, float(self.alpha), self._reported_share(loss, n_outputs))
         if self._solver() == "lbfgs":
-            self._fit_lbfgs(net, state, rows, validation, objective)
+            self._fit_lbfgs(attempt, net, state, rows, validation, objective)
         else:
-            self._fit_stochastic(net, state, rows, y, validation, objective, incremental)
+            self._fit_stochastic(attempt, net, state, rows, y, validation, objective, incremental)
         return self
 
     def _check_combinations(self, incremental: bool) -> None:
@@ -422,13 +471,25 @@ class _BaseMLP(BaseEstimator, ABC):
             stream = old.random_state
         else:
             stream = check_random_state(self.random_state)
+        # What training changes in place is copied: the old state may be wanted back. Slots are
+        # as large as the net, and kept by the attempt where that can happen.
+        optimizer, slots = copy.copy(old.optimizer), old.slots
+        if slots is not None and not slots.flags.writeable:  # mapped by joblib
+            slots = slots.copy()
         if self.resume:
-            return State(**{**old.__dict__, "random_state": stream, "seed": seed})
+            return replace(
+                old,
+                random_state=stream,
+                seed=seed,
+                optimizer=optimizer,
+                slots=slots,
+                order=None if old.order is None else old.order.copy(),
+            )
         return State(
             stream,
             seed,
-            optimizer=old.optimizer if incremental else None,
-            slots=old.slots if incremental else None,
+            optimizer=optimizer if incremental else None,
+            slots=slots if incremental else None,
             no_improvement_count=old.no_improvement_count,
             rate_factor=old.rate_factor if incremental else 1.0,
             dropout_seed=old.dropout_seed,
@@ -497,7 +558,7 @@ class _BaseMLP(BaseEstimator, ABC):
             weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
         if sp.issparse(X):
             X = X.tocsr()
-        return Rows(X, self._encode(y, plan.dtype), weight), y
+        return Rows(X, self._encode(y, plan.dtype, "validation y"), weight), y
 
     @abstractmethod
     def _check_validation_targets(self, y: Any) -> np.ndarray:
@@ -534,6 +595,7 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _fit_stochastic(
         self,
+        attempt: Attempt,
         net: _Net,
         state: State,
         rows: Rows,
@@ -546,6 +608,9 @@ class _BaseMLP(BaseEstimator, ABC):
         if state.optimizer is None:
             state.optimizer = self._new_optimizer()
             state.slots = new_slots(state.optimizer, net.plan)
+        optimizer, first_step = state.optimizer, state.optimizer.steps
+        if not incremental:
+            attempt.keep_stream(state.random_state)
         if early_stopping and validation is None:
             rows, validation = self._hold_out(rows, y, state)
         if early_stopping:
@@ -581,10 +646,17 @@ class _BaseMLP(BaseEstimator, ABC):
             self.schedule,
             n_threads_of(self.n_threads),
         )
-        _Epochs(self, net, engine, validation, incremental).run()
+        if incremental and engine.draws:
+            attempt.keep_stream(state.random_state)
+        epochs = _Epochs(self, net, engine, validation, incremental)
+        self.n_iter_ = 0
+        attempt.progress = lambda: optimizer.steps - first_step
+        attempt.epochs = lambda: self.n_iter_
+        epochs.run()
 
     def _fit_lbfgs(
         self,
+        attempt: Attempt,
         net: _Net,
         state: State,
         rows: Rows,
@@ -598,6 +670,7 @@ class _BaseMLP(BaseEstimator, ABC):
         watch = _Watch(self, net, state, validation, n_threads)
         start = net.parameters.copy()
         self.n_iter_ = 0
+        attempt.progress = attempt.epochs = lambda: self.n_iter_
         if self.best_loss_ is None:
             self.best_loss_ = np.inf
         halted = False
@@ -789,6 +862,10 @@ class _BaseMLP(BaseEstimator, ABC):
             # One array for all layers, which joblib can map into memory.
             del state["coefs_"], state["intercepts_"]
             state["_parameters"] = net.parameters
+        training = state.get("_state")
+        if training is not None and not self.resume:
+            # One number per row; the next fit draws its own.
+            state["_state"] = replace(training, order=None, hold_out=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -797,6 +874,8 @@ class _BaseMLP(BaseEstimator, ABC):
         super().__setstate__(state)
         if parameters is not None:
             self._bind(_Net(self._plan, np.asarray(parameters)))
+            if not self._parameter_constraints["loss"][0].is_satisfied_by(self.loss):
+                _ = self.loss if isinstance(self.loss, LossRow) else get_loss(self.loss)
 
     @classmethod
     def _from_arrays(
@@ -889,8 +968,23 @@ class _BaseMLP(BaseEstimator, ABC):
             if name not in ("n_threads", "progress", "dtype") and params[name] != default:
                 raise ValueError(f"scikit-learn has no {name}={params[name]!r}")
         twin = self._sklearn_class(**{name: params[name] for name in theirs})
-        if twin.activation == "sigmoid":
-            twin.activation = "logistic"
+        names = {
+            _SKLEARN_NAMES.get(name, name)
+            for name in map(_name_of, self._activations(max(1, self.n_layers_ - 2)))
+        }
+        if len(names) > 1 or not names <= _THEIR_ACTIVATIONS:
+            raise ValueError(
+                f"scikit-learn has no activation={self.activation!r}: one of "
+                f"{', '.join(sorted(_THEIR_ACTIVATIONS))} for all hidden layers is what it has"
+            )
+        twin.activation = names.pop() if names else "relu"
+        if "loss" in theirs:
+            twin.loss = _name_of(self.loss)
+            if twin.loss not in _THEIR_LOSSES:
+                raise ValueError(
+                    f"scikit-learn has no loss={self.loss!r}: {', '.join(sorted(_THEIR_LOSSES))} "
+                    "are what it has"
+                )
         twin._validate_params()
         twin.coefs_ = [coef.copy() for coef in self.coefs_]
         twin.intercepts_ = [intercept.copy() for intercept in self.intercepts_]
@@ -923,6 +1017,9 @@ _SHARED_ATTRIBUTES = (
     "validation_scores_",
     "best_validation_score_",
 )
+
+_THEIR_ACTIVATIONS = {"identity", "logistic", "tanh", "relu"}
+_THEIR_LOSSES = {"squared_error", "poisson"}  # of the regressor
 
 _NON_FINITE = (
     "Solver produced non-finite parameter weights. The input data may contain large values and "
@@ -963,6 +1060,7 @@ class _Watch:
         self._bar = _progress_bar(estimator.max_iter, bool(estimator.progress))
         self.scorer: Any = None
         self.outputs: np.ndarray | None = None
+        self.score: Any = None
         if validation is not None:
             if estimator.scoring not in (None, "loss"):
                 self.scorer = check_scoring(estimator, estimator.scoring)
@@ -1028,8 +1126,9 @@ class _Watch:
             return loss, float(self.scorer(self.twin, rows.X, self.y, **weight))
         if self.outputs is None:
             self.outputs = np.empty((len(rows), plan.n_outputs), plan.dtype)
+            self.score = self.estimator._scorer(rows.y, rows.weight)
         _predict(plan, parameters, rows.X, self.outputs, self.n_threads)
-        return loss, self.estimator._score_outputs(self.outputs, rows.y, rows.weight)
+        return loss, self.score(self.outputs)
 
     def should_stop(self) -> bool:
         """Whether a callback or the clock asked for an end."""
@@ -1063,10 +1162,9 @@ class _Epochs:
             estimator.resume
             and self.early_stopping
             and last is not None
-            and best is not None
-            and np.array_equal(best, net.parameters)  # else the user has set others since
+            and best == _digest(net.parameters)  # else the user has set others since
         ):
-            self.best = best
+            self.best = net.parameters.copy()
             net.parameters[:] = last
         optimizer = self.state.optimizer
         self.sgd = optimizer if isinstance(optimizer, SklearnSGD) else None
@@ -1078,48 +1176,47 @@ class _Epochs:
     def run(self) -> None:
         estimator, state = self.estimator, self.state
         max_iter = 1 if self.incremental else int(estimator.max_iter)
-        chunk = 16
+        chunk, done = 16, False
         with self.watch:
-            estimator.n_iter_ = 0
-            while True:
-                n_epochs = min(max_iter - estimator.n_iter_, self.engine.max_epochs(), chunk)
-                # The rules cannot end the training before so many epochs have brought nothing.
-                patience = estimator.n_iter_no_change + 1 - state.no_improvement_count
-                n_epochs = 1 if self.one_by_one else int(min(n_epochs, max(1, patience)))
-                start = time.perf_counter()
-                if self._advance(n_epochs):
-                    break
-                if time.perf_counter() - start < 0.1:
-                    chunk *= 2
-                if estimator.n_iter_ == max_iter:
-                    if not self.incremental:
-                        warnings.warn(
-                            f"Stochastic Optimizer: Maximum iterations ({max_iter}) "
-                            "reached and the optimization hasn't converged yet.",
-                            ConvergenceWarning,
-                            stacklevel=7,
-                        )
-                    break
+            with _interrupts_stop(self.engine.stop):
+                while not done and estimator.n_iter_ < max_iter:
+                    n_epochs = min(max_iter - estimator.n_iter_, self.engine.max_epochs(), chunk)
+                    # The rules cannot end the training before so many epochs brought nothing.
+                    patience = estimator.n_iter_no_change + 1 - state.no_improvement_count
+                    n_epochs = 1 if self.one_by_one else int(min(n_epochs, max(1, patience)))
+                    start = time.perf_counter()
+                    done = self._advance(n_epochs)
+                    if time.perf_counter() - start < 0.1:
+                        chunk *= 2
             if self.best is not None:
                 if estimator.resume:
-                    state.last, state.best = self.net.parameters.copy(), self.best
+                    state.last, state.best = self.net.parameters.copy(), _digest(self.best)
                 self.net.parameters[:] = self.best
+        if self.early_stopping and not estimator.resume:
+            # They belong to the last epoch, and nothing but another epoch would want them.
+            state.optimizer = state.slots = None
+        if not done and not self.incremental:
+            warnings.warn(
+                f"Stochastic Optimizer: Maximum iterations ({max_iter}) "
+                "reached and the optimization hasn't converged yet.",
+                ConvergenceWarning,
+                stacklevel=7,
+            )
 
     def _advance(self, n_epochs: int) -> bool:
         """Train so many epochs; whether that was all."""
         engine = self.engine
         start = time.perf_counter()
-        with _interrupts_stop(engine.stop):
-            epochs = engine.run(n_epochs)
-            finished = False
-            for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
-                finished = self._count(loss, rate, time.perf_counter() - start)
+        epochs = engine.run(n_epochs)
+        finished = False
+        for loss, rate in zip(epochs.losses.tolist(), epochs.rates.tolist(), strict=True):
+            finished = self._count(loss, rate, time.perf_counter() - start)
         if epochs.exception is not None:
             raise epochs.exception
         if epochs.status == "diverged":
             self._diverged()
             return True
-        return finished or self.watch.should_stop() or epochs.status == "stopped"
+        return finished or self.watch.should_stop() or engine.stop.is_set()
 
     def _count(self, loss: float, rate: float, seconds: float) -> bool:
         """The books of one epoch; whether the rules end the training after it."""
@@ -1199,6 +1296,21 @@ class _Epochs:
         )
 
 
+def _name_of(row: Any) -> Any:
+    """The name of a table's row, which may be given by its name."""
+    return row.name if isinstance(row, ActivationRow | LossRow) else row
+
+
+def _covers(loss: LossRow, output: str) -> bool:
+    """Whether a loss is defined for everything that an output gives."""
+    low, high = get_activation(output).range
+    return loss.domain[0] <= low and high <= loss.domain[1]
+
+
+def _digest(parameters: np.ndarray) -> bytes:
+    return hashlib.blake2b(parameters.data).digest()
+
+
 def _predict(plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray, n_threads: int) -> None:
     """Write the outputs of checked rows."""
     BACKEND.predict(plan, parameters, _readable(X, plan.dtype), out, n_threads)
@@ -1225,9 +1337,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     hidden_layer_sizes : int or array-like of int, default (100,)
         Units of each hidden layer. ``()`` is a linear model. To search depth and width as two
         numbers, build the tuple: ``(width,) * depth``.
-    activation : str, or a list with one per hidden layer, default "relu"
-        "identity", "logistic", "tanh", "relu" as in scikit-learn, or any other activation of
-        `fastnn`.
+    activation : str or Activation, or a list with one per hidden layer, default "relu"
+        "identity", "logistic", "tanh", "relu" as in scikit-learn, any other activation of
+        `fastnn`, or one of your own, a `fastnn.Activation`, by its name or as the object.
     solver : str or optimizer object, default "adam"
         "lbfgs", "sgd", "adam" as in scikit-learn; or "adamw", "nadam", "rmsprop", "adagrad",
         "rprop" with learning_rate_init; or an object such as ``fastnn.RMSprop(rho=0.95)``, whose
@@ -1266,8 +1378,11 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         Evaluations of "lbfgs".
     loss : str or loss object, default "log_loss"
         "log_loss", "brier" (squared error of the probabilities, Brier 1950) or "hinge" (one
-        against the rest; `decision_function` in place of `predict_proba`); or the same as a loss of
-        `fastnn`.
+        against the rest; `decision_function` in place of `predict_proba`); the same as a loss of
+        `fastnn`; or a `fastnn.Loss` of your own, by its name or as the object. Its target_kind says
+        what it gets: with "sign" margins of any size, and -1 or 1; with "classes" a probability for
+        each class (two outputs for two classes), and 1 for that of the row; else the probability
+        of each output, and 0 or 1.
     class_weight : dict, "balanced" or None, default None
         Multiplies the weights of the rows; "balanced" is ``n / (n_classes * count)``.
     dropout : float, or a list with one per hidden layer, default 0.0
@@ -1287,7 +1402,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     resume : bool, default False
         With warm_start: go on where the fit before ended, with its optimizer's state, random
         stream, hold-out and patience, so that k fits of one epoch and one of k epochs are the same
-        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights.
+        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights, and
+        a pickle has no hold-out: set it before the first fit.
     max_seconds : float, optional
         Stop after the first epoch that ends later.
     callbacks : list, optional
@@ -1330,8 +1446,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     Raises
     ------
     ValueError, TypeError
-        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged; the weights
-        are then those before the epoch that diverged.
+        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged. An estimator
+        that was fitted before is then what it was; one that was not, and whose training got so far,
+        has the weights of the last finite epoch.
 
     See Also
     --------
@@ -1354,8 +1471,12 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     - `partial_fit` with an int as random_state goes on in the stream of random numbers: another
       order in every call, also after pickling. scikit-learn repeats one order from the second on.
     - `partial_fit` with weights that are all 0 changes nothing.
-    - Training that diverges is an error that leaves the last finite weights, or, with early
-      stopping, a ConvergenceWarning and the best ones.
+    - `partial_fit` after a fit that stopped early (with early_stopping=False since) begins with a
+      fresh optimizer: what the old one knows is of the last epoch, not of the best.
+    - A call that fails leaves a fitted estimator as it was, to the last bit, and so does Ctrl-C
+      before the first step is done.
+    - Training that diverges is an error, or, with early stopping, a ConvergenceWarning that leaves
+      the best weights.
     - Two threads that fit one estimator at a time get a RuntimeError.
     - float32 of another byte order stays float32. Every attribute exists after each `fit`, None
       where it has no meaning.
@@ -1363,6 +1484,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     Kept as they are, since the numbers are to agree: the penalty is divided by the rows of the
     batch, so that it is stronger in small ones; "adaptive" compares with the best loss ever, so
     that a lucky one cuts the rate again and again (`fastnn.ReduceOnPlateau` does not).
+
+    Searches with n_jobs over functions of your own want ``joblib.parallel_config("threading")``:
+    worker processes do not know them, and training holds no lock that threads would wait for.
 
     Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
     `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
@@ -1384,7 +1508,10 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
 
     _parameter_constraints: ClassVar[dict] = {
         **_BaseMLP._parameter_constraints,
-        "loss": [StrOptions({"log_loss", "brier", "hinge"}), LossRow],
+        "loss": [
+            _Names(["log_loss", "brier", "hinge"], REGISTERED_LOSSES, "fastnn.Loss(name, value)"),
+            LossRow,
+        ],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "stratify": [StrOptions({"auto"}), "boolean"],
     }
@@ -1472,7 +1599,13 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         """Of the targets: binary, multiclass or multilabel-indicator."""
         return self._label_binarizer.y_type_
 
+    def _own_loss(self) -> Loss | None:
+        """The loss, where it is one of the user's."""
+        row = REGISTERED_LOSSES.get(self.loss) if isinstance(self.loss, str) else self.loss
+        return row if isinstance(row, Loss) else None
+
     def _loss_name(self) -> str:
+        """The loss by its name here; one of the user's by its own."""
         if isinstance(self.loss, str):
             return self.loss
         names = {
@@ -1481,21 +1614,49 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             "squared_error": "brier",
             "hinge": "hinge",
         }
-        if self.loss.name not in names:
+        if self._own_loss() is None and self.loss.name not in names:
             raise ValueError(
-                f"a classifier cannot minimise {self.loss!r}: take 'log_loss', 'brier' or 'hinge'"
+                f"a classifier cannot minimise {self.loss!r}: take 'log_loss', 'brier', 'hinge', "
+                "or a fastnn.Loss of your own"
             )
-        return names[self.loss.name]
+        return names.get(self.loss.name, self.loss.name)
+
+    def _has_margins(self) -> bool:
+        """Whether outputs are margins, not probabilities."""
+        own = self._own_loss()
+        return own.target_kind == "sign" if own is not None else self._loss_name() == "hinge"
+
+    def _one_hot(self) -> bool:
+        """Whether each class has an output of its own: two as well, where the loss is for them."""
+        own = self._own_loss()
+        for_classes = own is not None and own.target_kind == "classes"
+        return self._kind() == "multiclass" or (self._kind() == "binary" and for_classes)
 
     def _loss_and_output(self, y: np.ndarray) -> tuple[LossRow, str]:
-        softmax = self._kind() == "multiclass"
-        name = self._loss_name()
-        if name == "hinge":
-            return LOSSES["hinge"], "identity"
-        output = "softmax" if softmax else "sigmoid"
-        if name == "brier":
-            return LOSSES["squared_error"], output
-        return LOSSES["cross_entropy" if softmax else "binary_cross_entropy"], output
+        output = "softmax" if self._one_hot() else "sigmoid"
+        own = self._own_loss()
+        if own is None:
+            name = self._loss_name()
+            if name == "hinge":
+                return LOSSES["hinge"], "identity"
+            if name == "brier":
+                return LOSSES["squared_error"], output
+            return LOSSES["cross_entropy" if self._one_hot() else "binary_cross_entropy"], output
+        if self._has_margins():
+            output = "identity"
+        if own.target_kind == "classes" and self._kind() == "multilabel-indicator":
+            raise ValueError(
+                f"{own!r} is for classes of which a row has one, but rows of y have several "
+                "labels: register it with target_kind='unit', and let value(y, t) be that of a "
+                "label, t being 0 or 1"
+            )
+        if not _covers(own, output):
+            what = "margins, any number" if output == "identity" else "probabilities, 0 to 1"
+            raise ValueError(
+                f"{own!r} is defined for outputs in {list(own.domain)}, but those of a classifier "
+                f"are {what} with target_kind={own.target_kind!r}: register it with another domain"
+            )
+        return own, output
 
     def _check_targets(self, X: Any, y: Any, incremental: bool, reset: bool) -> Any:
         X, y = self._validate(X, y, reset)
@@ -1546,18 +1707,17 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         return self.classes_[y[:, 0]]
 
     def _n_outputs(self, y: np.ndarray) -> int:
-        if self._kind() == "multiclass":
-            return len(self.classes_)
+        if self._one_hot():
+            return max(2, len(self.classes_))
         return 1 if self._kind() == "binary" else y.shape[1]
 
-    def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        multiclass = self._kind() == "multiclass"
+    def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
         loss, _ = self._loss_and_output(y)
-        if multiclass and loss.name == "cross_entropy":
+        if loss is LOSSES["cross_entropy"]:
             return np.array(y[:, 0], np.int64)
-        t = (y == np.arange(len(self.classes_))) if multiclass else y
+        t = (y == np.arange(self._n_outputs(y))) if self._one_hot() else y
         t = t.astype(dtype)
-        return 2 * t - 1 if loss.name == "hinge" else t
+        return 2 * t - 1 if loss.target_kind == "sign" else t
 
     def _check_weights(
         self, sample_weight: Any, X: Any, y: np.ndarray, incremental: bool
@@ -1582,8 +1742,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
 
     def _strata(self, y: np.ndarray) -> np.ndarray | None:
         if self.stratify == "auto":
-            # As scikit-learn has it; its message names the classes False and True.
-            return y.astype(bool) if self._kind() == "binary" else None
+            # As scikit-learn has it, whose message names the classes 'False' and 'True'.
+            return np.where(y[:, 0], "True", "False") if self._kind() == "binary" else None
         if not self.stratify or self._kind() == "multilabel-indicator":
             return None
         return self.classes_[y[:, 0]]
@@ -1643,6 +1803,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         -------
         self
         """
+        return self._fit(X, y, sample_weight, incremental=True, classes=classes)
+
+    def _name_classes(self, y: Any, classes: Any) -> None:
         known = getattr(self, "classes_", None)
         if known is None:
             if classes is None:
@@ -1658,31 +1821,42 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
                 f"`classes={classes!r}` is not the same as on last call "
                 f"to partial_fit, was: {known!r}"
             )
-        return self._fit(X, y, sample_weight, incremental=True)
 
     def _decode(self, outputs: np.ndarray) -> np.ndarray:
         kind = self._label_binarizer.y_type_
-        if kind == "multiclass":
+        if kind == "binary" and len(self.classes_) == 1:
+            return np.repeat(self.classes_, len(outputs))
+        if self._exclude_each_other(outputs):
             return self.classes_[outputs.argmax(axis=1)]
         chosen = outputs > (0.0 if self._plan.output == "identity" else 0.5)
         if kind == "binary":
-            if len(self.classes_) == 1:
-                return np.repeat(self.classes_, len(outputs))
             return self.classes_[chosen[:, 0].view(np.int8)]
         labels = chosen.astype(np.int64)
         return sp.csr_array(labels) if self._label_binarizer.sparse_input_ else labels
 
-    def _score_outputs(
-        self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
-    ) -> float:
+    def _exclude_each_other(self, outputs: np.ndarray) -> bool:
+        """Whether the largest of the outputs says the class."""
+        return outputs.shape[1] > 1 and self._kind() != "multilabel-indicator"
+
+    def _scorer(
+        self, target: np.ndarray, weight: np.ndarray | None
+    ) -> Callable[[np.ndarray], float]:
         """Accuracy; of all labels of a row at once."""
-        if self._kind() == "multiclass":
-            truth = target if target.ndim == 1 else target.argmax(axis=1)
-            right = outputs.argmax(axis=1) == truth
-        else:
-            threshold = 0.0 if self._plan.output == "identity" else 0.5
-            right = ((outputs > threshold) == (target > threshold)).all(axis=1)
-        return float(np.average(right, weights=weight))
+        threshold = 0.0 if self._plan.output == "identity" else 0.5
+        labels = target > threshold
+        if target.ndim == 1 or self._exclude_each_other(target):
+            labels = target if target.ndim == 1 else target.argmax(axis=1)
+
+        def score(outputs: np.ndarray) -> float:
+            if labels.ndim == 1:
+                right = outputs.argmax(axis=1) == labels
+            else:
+                right = ((outputs > threshold) == labels).all(axis=1)
+            if weight is None:
+                return np.count_nonzero(right) / len(right)
+            return float(np.average(right, weights=weight))
+
+        return score
 
     def predict(self, X):
         """Classes of rows.
@@ -1732,9 +1906,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         if kind == "multilabel-indicator":
             # 1 - p is not 0 either.
             return np.clip(p, limits.tiny, 1 - limits.epsneg, out=p)
-        if kind == "binary":
-            if len(self.classes_) == 1:
-                return np.ones_like(p)
+        if kind == "binary" and len(self.classes_) == 1:
+            return np.ones_like(p[:, :1])
+        if kind == "binary" and p.shape[1] == 1:
             certain = p[:, 0] == 1
             p = np.concatenate([1 - p, p], axis=1)
             if certain.any():
@@ -1802,6 +1976,12 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             y = np.vstack([y, np.ones_like(y[:1])])
         self._label_binarizer = LabelBinarizer().fit(y)
         self.classes_ = classes if not multilabel else self._label_binarizer.classes_
+        if self._n_outputs(y) != self.n_outputs_:
+            raise ValueError(
+                f"loss={self.loss!r} has {self._n_outputs(y)} outputs for these {n_classes} "
+                f"classes, but the last layer has {self.n_outputs_}: the logit of one output is "
+                "the difference of two, coefs[-1][:, 1:] - coefs[-1][:, :1], and so the intercept"
+            )
         return self._name_output(self._loss_and_output(y)[1])
 
     def __sklearn_tags__(self):
@@ -1821,13 +2001,15 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     ----------
     loss : str or loss object, default "squared_error"
         "squared_error", "poisson" (the outputs are then exp(z), and y >= 0), "absolute_error",
-        "huber", "quantile"; or an object such as ``fastnn.Huber(2.0)``, ``fastnn.Quantile(0.9)``.
+        "huber", "quantile"; an object such as ``fastnn.Huber(2.0)``, ``fastnn.Quantile(0.9)``; or a
+        `fastnn.Loss` of your own, by its name or as the object. Its domain says which outputs it
+        gets: any number, exp(z) for positive ones, sigmoid(z) for 0 to 1, or tanh(z).
     hidden_layer_sizes : int or array-like of int, default (100,)
         Units of each hidden layer. ``()`` is a linear model. To search depth and width as two
         numbers, build the tuple: ``(width,) * depth``.
-    activation : str, or a list with one per hidden layer, default "relu"
-        "identity", "logistic", "tanh", "relu" as in scikit-learn, or any other activation of
-        `fastnn`.
+    activation : str or Activation, or a list with one per hidden layer, default "relu"
+        "identity", "logistic", "tanh", "relu" as in scikit-learn, any other activation of
+        `fastnn`, or one of your own, a `fastnn.Activation`, by its name or as the object.
     solver : str or optimizer object, default "adam"
         "lbfgs", "sgd", "adam" as in scikit-learn; or "adamw", "nadam", "rmsprop", "adagrad",
         "rprop" with learning_rate_init; or an object such as ``fastnn.RMSprop(rho=0.95)``, whose
@@ -1877,7 +2059,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     resume : bool, default False
         With warm_start: go on where the fit before ended, with its optimizer's state, random
         stream, hold-out and patience, so that k fits of one epoch and one of k epochs are the same
-        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights.
+        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights, and
+        a pickle has no hold-out: set it before the first fit.
     max_seconds : float, optional
         Stop after the first epoch that ends later.
     callbacks : list, optional
@@ -1918,8 +2101,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     Raises
     ------
     ValueError, TypeError
-        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged; the weights
-        are then those before the epoch that diverged.
+        From `fit`: a parameter, X, y or a weight is wrong, or the training diverged. An estimator
+        that was fitted before is then what it was; one that was not, and whose training got so far,
+        has the weights of the last finite epoch.
 
     See Also
     --------
@@ -1941,8 +2125,12 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     - `partial_fit` with an int as random_state goes on in the stream of random numbers: another
       order in every call, also after pickling. scikit-learn repeats one order from the second on.
     - `partial_fit` with weights that are all 0 changes nothing.
-    - Training that diverges is an error that leaves the last finite weights, or, with early
-      stopping, a ConvergenceWarning and the best ones.
+    - `partial_fit` after a fit that stopped early (with early_stopping=False since) begins with a
+      fresh optimizer: what the old one knows is of the last epoch, not of the best.
+    - A call that fails leaves a fitted estimator as it was, to the last bit, and so does Ctrl-C
+      before the first step is done.
+    - Training that diverges is an error, or, with early stopping, a ConvergenceWarning that leaves
+      the best weights.
     - Two threads that fit one estimator at a time get a RuntimeError.
     - float32 of another byte order stays float32. Every attribute exists after each `fit`, None
       where it has no meaning.
@@ -1950,6 +2138,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     Kept as they are, since the numbers are to agree: the penalty is divided by the rows of the
     batch, so that it is stronger in small ones; "adaptive" compares with the best loss ever, so
     that a lucky one cuts the rate again and again (`fastnn.ReduceOnPlateau` does not).
+
+    Searches with n_jobs over functions of your own want ``joblib.parallel_config("threading")``:
+    worker processes do not know them, and training holds no lock that threads would wait for.
 
     Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
     `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
@@ -1972,7 +2163,11 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     _parameter_constraints: ClassVar[dict] = {
         **_BaseMLP._parameter_constraints,
         "loss": [
-            StrOptions({"squared_error", "poisson", "absolute_error", "huber", "quantile"}),
+            _Names(
+                ["squared_error", "poisson", "absolute_error", "huber", "quantile"],
+                REGISTERED_LOSSES,
+                "fastnn.Loss(name, value)",
+            ),
             LossRow,
         ],
     }
@@ -2061,14 +2256,24 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         super()._validate_params()
 
     def _loss_row(self) -> LossRow:
-        row = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-        if row.target_kind not in ("real", "nonnegative"):
+        row = get_loss(self.loss) if isinstance(self.loss, str) else self.loss
+        numbers = ["real", "nonnegative", *(["unit"] if isinstance(row, Loss) else [])]
+        if row.target_kind not in numbers:
             raise ValueError(f"a regressor cannot minimise {row!r}, a loss for classes")
         return row
 
     def _loss_and_output(self, y: np.ndarray) -> tuple[LossRow, str]:
         row = self._loss_row()
-        return row, row.natural_output
+        if not isinstance(row, Loss):
+            return row, row.natural_output
+        for output in ("identity", "exp", "sigmoid", "tanh"):
+            if _covers(row, output):
+                return row, output
+        raise ValueError(
+            f"{row!r} is defined for outputs in {list(row.domain)}, but those of a regressor are "
+            "any numbers, positive, or within 0 to 1 or -1 to 1: register it with a domain that "
+            "has one of these, and let value shift and scale them"
+        )
 
     def _reported_share(self, loss: LossRow, n_outputs: int) -> float:
         return 1.0 / n_outputs if loss.name == "squared_error" else 1.0
@@ -2083,27 +2288,34 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     def _decode_targets(self, y: np.ndarray) -> np.ndarray:
         return y[:, 0] if y.shape[1] == 1 else y
 
-    def _encode(self, y: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        return encode_targets(self._loss_row(), y, len(y), y.shape[1], dtype)
+    def _encode(self, y: np.ndarray, dtype: np.dtype, name: str = "y") -> np.ndarray:
+        return encode_targets(self._loss_row(), y, len(y), y.shape[1], dtype, name)
 
-    def _score_outputs(
-        self, outputs: np.ndarray, target: np.ndarray, weight: np.ndarray | None
-    ) -> float:
+    def _scorer(
+        self, target: np.ndarray, weight: np.ndarray | None
+    ) -> Callable[[np.ndarray], float]:
         """R squared, the mean over the outputs; NaN where an output is not finite."""
-        if not np.isfinite(outputs).all():
-            return float("nan")
         w = 1.0 if weight is None else weight[:, None]
-        error = (w * (target - outputs) ** 2).sum(axis=0)
         spread = (w * (target - np.average(target, axis=0, weights=weight)) ** 2).sum(axis=0)
-        # A constant target: 1 where it is met, else 0, as r2_score has it.
-        scores = np.where(error == 0, 1.0, 0.0)
-        np.subtract(
-            1.0,
-            np.divide(error, spread, out=np.ones_like(error), where=spread != 0),
-            out=scores,
-            where=(spread != 0) & (error != 0),
-        )
-        return float(scores.mean())
+        varied = bool(spread.all())
+
+        def score(outputs: np.ndarray) -> float:
+            if not np.isfinite(outputs).all():
+                return float("nan")
+            error = (w * (target - outputs) ** 2).sum(axis=0)
+            if varied and error.all():
+                return float((1.0 - error / spread).mean())
+            # A constant target: 1 where it is met, else 0, as r2_score has it.
+            scores = np.where(error == 0, 1.0, 0.0)
+            np.subtract(
+                1.0,
+                np.divide(error, spread, out=np.ones_like(error), where=spread != 0),
+                out=scores,
+                where=(spread != 0) & (error != 0),
+            )
+            return float(scores.mean())
+
+        return score
 
     # Public ---------------------------------------------------------------------------------------
 
@@ -2197,4 +2409,4 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
             Fitted, with copies of the weights.
         """
         self = cls._from_arrays(coefs, intercepts, params)
-        return self._name_output(self._loss_row().natural_output)
+        return self._name_output(self._loss_and_output(np.zeros((1, self.n_outputs_)))[1])

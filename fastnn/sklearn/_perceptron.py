@@ -24,7 +24,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from fastnn.backends.base import StopFlag
 from fastnn.plan import Plan, check_memory
-from fastnn.sklearn._common import exclusive, n_threads_of, native_order
+from fastnn.sklearn._common import Attempt, attempt_of, n_threads_of, native_order
 from fastnn.sklearn._training import BACKEND
 from fastnn.trainer import _interrupts_stop
 
@@ -106,8 +106,9 @@ class Perceptron(_SklearnPerceptron):
     Raises
     ------
     ValueError, TypeError
-        From `fit`: a parameter, X, y or a weight is wrong, or the weights outgrew the dtype; they
-        are then those before the epoch that diverged.
+        From `fit`: a parameter, X, y or a weight is wrong, or the weights outgrew the dtype. An
+        estimator that was fitted before is then what it was; one that was not, and whose training
+        got so far, has the weights before the epoch that diverged.
 
     See Also
     --------
@@ -119,9 +120,10 @@ class Perceptron(_SklearnPerceptron):
     n_iter_: every sum is taken in its order. These differences are meant:
 
     - Ctrl-C raises KeyboardInterrupt within 50 ms and leaves the weights of the last whole row.
+    - A call that fails leaves a fitted estimator as it was.
     - A weight below 0 is an error. So is a warm start with other classes than before.
     - `partial_fit` with weights that are all 0 changes nothing.
-    - Weights that outgrow the dtype are an error that leaves those of the last finite epoch.
+    - Weights that outgrow the dtype are an error.
     - coef_init and intercept_init are copied; scikit-learn learns in the caller's array.
     - intercept_ has the dtype of coef_; with two classes and float32 rows, scikit-learn's is
       float64.
@@ -225,8 +227,8 @@ class Perceptron(_SklearnPerceptron):
         KeyboardInterrupt
             Ctrl-C. The model is that of the last whole row.
         """
-        with exclusive(self):
-            return self._learn(X, y, coef_init, intercept_init, sample_weight)
+        with attempt_of(self, "coef_") as attempt:
+            return self._learn(attempt, X, y, coef_init, intercept_init, sample_weight)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, classes=None, sample_weight=None):
@@ -245,8 +247,8 @@ class Perceptron(_SklearnPerceptron):
         -------
         self
         """
-        with exclusive(self):
-            return self._learn_more(X, y, classes, sample_weight)
+        with attempt_of(self, "coef_") as attempt:
+            return self._learn_more(attempt, X, y, classes, sample_weight)
 
     def decision_function(self, X):
         """``X @ coef_.T + intercept_``.
@@ -302,7 +304,13 @@ class Perceptron(_SklearnPerceptron):
     # Learning -------------------------------------------------------------------------------------
 
     def _learn(
-        self, X: Any, y: Any, coef_init: Any, intercept_init: Any, sample_weight: Any
+        self,
+        attempt: Attempt,
+        X: Any,
+        y: Any,
+        coef_init: Any,
+        intercept_init: Any,
+        sample_weight: Any,
     ) -> Perceptron:
         X, y = self._check_rows(X, y, True, [np.float64, np.float32])
         classes = unique_labels(y)
@@ -324,7 +332,8 @@ class Perceptron(_SklearnPerceptron):
         W, intercepts = self._first_weights(X, n_units, coef_init, intercept_init)
         class_weight = compute_class_weight(self.class_weight, classes=classes, y=y)
         self.t_ = 1.0
-        self._run(X, y, classes, weight, class_weight, W, intercepts, int(self.max_iter))
+        max_iter = int(self.max_iter)
+        self._run(attempt, X, y, classes, weight, class_weight, W, intercepts, max_iter)
         if self.tol is not None and self.tol > -np.inf and self.n_iter_ == self.max_iter:
             warnings.warn(
                 "Maximum number of iteration reached before convergence. Consider increasing "
@@ -334,7 +343,9 @@ class Perceptron(_SklearnPerceptron):
             )
         return self
 
-    def _learn_more(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> Perceptron:
+    def _learn_more(
+        self, attempt: Attempt, X: Any, y: Any, classes: Any, sample_weight: Any
+    ) -> Perceptron:
         first = not hasattr(self, "coef_")
         if first and self.early_stopping:
             raise ValueError("early_stopping should be False with partial_fit")
@@ -377,7 +388,7 @@ class Perceptron(_SklearnPerceptron):
                 self._keep(classes, W, intercepts)
                 self.n_iter_ = 0
             return self
-        self._run(X, y, classes, weight, class_weight, W, intercepts, 1)
+        self._run(attempt, X, y, classes, weight, class_weight, W, intercepts, 1)
         return self
 
     def _check_rows(self, X: Any, y: Any, reset: bool, dtype: Any) -> Any:
@@ -466,6 +477,7 @@ class Perceptron(_SklearnPerceptron):
 
     def _run(
         self,
+        attempt: Attempt,
         X: Any,
         y: np.ndarray,
         classes: np.ndarray,
@@ -511,6 +523,7 @@ class Perceptron(_SklearnPerceptron):
             bool(self.verbose),
         )
         stop = StopFlag()
+        start = W.copy(), intercepts.copy()
         with _interrupts_stop(stop):
             exception = self._run_units(learner, W, labels, weight, held, X, max_iter, stop)
             states = [learner.state(unit) for unit in range(n_units)]
@@ -520,14 +533,17 @@ class Perceptron(_SklearnPerceptron):
             self._keep(classes, W, intercepts)
             self.n_iter_ = max(epoch - (status == "diverged") for status, epoch, *_ in states)
             self.t_ += self.n_iter_ * X.shape[0]
+            attempt.epochs = lambda: self.n_iter_
+            # Rows that moved nothing are as good as rows that were not seen.
+            moved = not all(map(np.array_equal, start, (W, intercepts)))
+            attempt.progress = lambda: self.n_iter_ + moved
         if exception is not None:
             raise exception
         diverged = [epoch for status, epoch, *_ in states if status == "diverged"]
         if diverged:
             raise ValueError(
                 f"Floating-point under-/overflow occurred at epoch #{diverged[0]}. Scaling input "
-                "data with StandardScaler or MinMaxScaler might help. The weights are those before "
-                "that epoch."
+                "data with StandardScaler or MinMaxScaler might help."
             )
 
     def _run_units(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import xlogy
+from sklearn.utils import check_random_state
 
 from fastnn.backends import get_backend
 from fastnn.backends.base import StopFlag, TrainJob
@@ -20,7 +21,6 @@ from fastnn.trainer import (
     FIT_STREAM,
     MAX_CHUNK_INDICES,
     MAX_CHUNK_STEPS,
-    _interrupts_stop,
 )
 
 BACKEND: Any = get_backend("native")  # it has more than every backend: the short way to predict
@@ -92,7 +92,12 @@ class SklearnAdam:
         t = np.arange(self.steps + 1, self.steps + 1 + len(rates))
         scalars = np.empty((len(rates), 7))
         scalars[:, 0] = rates * np.sqrt(1 - self.beta2**t) / (1 - self.beta1**t)
-        scalars[:, 1:] = 1.0, self.beta1, 1 - self.beta1, self.beta2, 1 - self.beta2, self.epsilon
+        scalars[:, 1] = 1.0
+        scalars[:, 2] = self.beta1
+        scalars[:, 3] = 1 - self.beta1
+        scalars[:, 4] = self.beta2
+        scalars[:, 5] = 1 - self.beta2
+        scalars[:, 6] = self.epsilon
         return scalars
 
     def advance(self, n_steps: int, rates: np.ndarray) -> None:
@@ -249,9 +254,15 @@ class State:
         Rows to train on, and rows held out.
     epoch : int
         Epochs so far, for dropout.
-    last, best : ndarray or None
-        With early stopping and `resume`: parameters of the last epoch, where the next fit goes on,
-        and the best ones, which the estimator shows.
+    last : ndarray or None
+        With early stopping and `resume`: parameters of the last epoch, where the next fit goes on.
+    best : bytes or None
+        Then also the digest of the best ones, which the estimator shows.
+
+    Notes
+    -----
+    A pickle holds what another process needs, and no array twice: RandomState pickles itself with
+    its state written out two times, and row numbers seldom need eight bytes.
     """
 
     random_state: np.random.RandomState
@@ -265,7 +276,39 @@ class State:
     dropout_seed: int = 0
     epoch: int = 0
     last: np.ndarray | None = None
-    best: np.ndarray | None = None
+    best: bytes | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.seed is not None:
+            state["random_state"] = self.random_state.get_state(legacy=False)
+        elif self.random_state is check_random_state(None):
+            state["random_state"] = None  # NumPy's global one, of whatever process
+        if self.order is not None:
+            in_order = np.array_equal(self.order, np.arange(len(self.order)))
+            state["order"] = None if in_order else _narrow(self.order)
+        if self.hold_out is not None:
+            state["hold_out"] = tuple(map(_narrow, self.hold_out))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        stream = state["random_state"]
+        if stream is None:
+            self.random_state = check_random_state(None)
+        elif isinstance(stream, dict):
+            self.random_state = np.random.RandomState(0)
+            self.random_state.set_state(stream)
+        if self.order is not None:
+            self.order = self.order.astype(np.int64)
+        if self.hold_out is not None:
+            train, held = self.hold_out
+            self.hold_out = train.astype(np.int64), held.astype(np.int64)
+
+
+def _narrow(rows: np.ndarray) -> np.ndarray:
+    """Row numbers in as few bytes as they need."""
+    return rows.astype(np.min_scalar_type(int(rows.max(initial=0))))
 
 
 @dataclass
@@ -325,6 +368,7 @@ class Engine:
         self.starts = np.arange(0, n, batch_size)
         self.batch_rows = np.diff(np.append(self.starts, n)).astype(np.float64)
         self.constants = objective.constants(rows.y)
+        self._plain: tuple[int, np.ndarray, np.ndarray] | None = None
         self.stop = StopFlag()
         # A stream that somebody else reads on must stand where scikit-learn would leave it; else
         # an order within a single batch is nothing that anybody sees.
@@ -337,7 +381,10 @@ class Engine:
         return max(1, min(MAX_CHUNK_INDICES // len(self.rows), MAX_CHUNK_STEPS // self.n_batches))
 
     def run(self, n_epochs: int) -> Epochs:
-        """Train so many epochs, and keep the books; fewer where it was interrupted."""
+        """Train so many epochs, and keep the books; fewer where it was interrupted.
+
+        Who calls lets Ctrl-C set `stop`.
+        """
         state, plan = self.state, self.plan
         optimizer = state.optimizer
         assert optimizer is not None
@@ -347,12 +394,9 @@ class Engine:
             assert state.order is not None
             start = state.random_state.get_state(legacy=False), state.order.copy()
         orders = self._draw(n_epochs)
-        weights = self._batch_weights(orders, n_epochs)
         n_steps = n_epochs * self.n_batches
         rates = self._rates(n_steps)
-        with np.errstate(divide="ignore"):
-            step_l2 = np.where(weights > 0, self.objective.alpha / weights, 0.0)
-        record = np.empty((n_steps, 2))
+        step_l2, record = self._step_arrays(orders, n_epochs)
         job = TrainJob(
             X=self.rows.readable(plan.dtype),
             y=self.rows.y,
@@ -372,17 +416,16 @@ class Engine:
             step_l2=step_l2,
             step_record=record,
         )
-        with _interrupts_stop(self.stop):
-            result = BACKEND.train(plan, self.parameters, state.slots, job)
-            done = result.epochs_done
-            undone = result.status == "diverged"
-            n_steps_done = done * self.n_batches if undone else result.steps_done
-            optimizer.advance(n_steps_done, rates)
-            state.epoch += done
-            if start is not None and done < n_epochs:
-                state.random_state.set_state(start[0])
-                state.order = start[1]
-                self._draw(done)
+        result = BACKEND.train(plan, self.parameters, state.slots, job)
+        done = result.epochs_done
+        undone = result.status == "diverged"
+        n_steps_done = done * self.n_batches if undone else result.steps_done
+        optimizer.advance(n_steps_done, rates)
+        state.epoch += done
+        if start is not None and done < n_epochs:
+            state.random_state.set_state(start[0])
+            state.order = start[1]
+            self._draw(done)
         steps = done * self.n_batches
         losses = self.objective.reported_share * record[:steps, 0]
         if self.constants is not None:
@@ -409,6 +452,17 @@ class Engine:
         if orders is None or self.n_batches == 1:
             return np.tile(np.add.reduceat(values, self.starts), k)
         return np.add.reduceat(values[orders], self.starts, axis=1).reshape(-1)
+
+    def _step_arrays(self, orders: np.ndarray | None, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The penalty of each step, and room for its record; the same for most calls."""
+        if self.rows.weight is None and self._plain is not None and self._plain[0] == k:
+            return self._plain[1:]
+        weights = self._batch_weights(orders, k)
+        with np.errstate(divide="ignore"):
+            step_l2 = np.where(weights > 0, self.objective.alpha / weights, 0.0)
+        record = np.empty((len(step_l2), 2))
+        self._plain = k, step_l2, record
+        return step_l2, record
 
     def _batch_weights(self, orders: np.ndarray | None, k: int) -> np.ndarray:
         if self.rows.weight is None:

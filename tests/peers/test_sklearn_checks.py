@@ -61,8 +61,9 @@ NOT_THERE = {
     "check_classifiers_multilabel_output_format_decision_function",
     "check_classifiers_multilabel_output_format_predict_proba",
 }
-# The hold-out is drawn by rows whatever they weigh, as scikit-learn draws it: other rows, other
-# hold-out. It fails for scikit-learn's own estimators too.
+# These fit some rows repeated, and the same rows weighted in another order. A hold-out drawn by the
+# places of rows, as scikit-learn draws it, cannot be the same for both. One drawn by their contents
+# could; then no number would be scikit-learn's, whose own estimators fail, too.
 BY_ROWS = {
     "check_sample_weight_equivalence_on_dense_data",
     "check_sample_weight_equivalence_on_sparse_data",
