@@ -38,13 +38,11 @@ def a_gpu_that_is_not_there(monkeypatch):
     from numba.cuda import dispatcher
 
     device = SimpleNamespace(compute_capability=CAPABILITY)
-    monkeypatch.setattr(dispatcher, "get_current_device", lambda: device)
+    for module in (dispatcher, shim.cuda):
+        monkeypatch.setattr(module, "get_current_device", lambda: device)
 
 
-def formula(function, dtype):
-    return kernels.device_function(function, dtype)
-
-
+formula = kernels.scalar_function
 ADAM = OPTIMIZERS["adam"]()
 
 
@@ -55,7 +53,7 @@ def catalogue(dtype):
     rows = [*ACTIVATIONS.values(), LINKS["exp"]]
     fs = [formula(row.scalar, dtype) for row in rows]
     dfs = [formula(row.scalar_df, dtype) for row in rows]
-    adam = formula(ADAM.scalar_update, dtype)
+    adam = kernels.device_function(ADAM.scalar_update, dtype)
     cross_entropy = kernels.cross_entropy_row(dtype)
     squares = LOSSES["squared_error"]
     found = {
@@ -74,12 +72,12 @@ def catalogue(dtype):
         "perceptron": kernels.perceptron(dtype),
         "weight_gradient": kernels.weight_gradient(dtype, kernels.TILES[0]),
         "fused.training": fused.training(
-            dtype, fused.choice([f]), fused.choice_of_slopes([df]), cross_entropy
+            dtype, fused.choice([f]), fused.choice([df]), cross_entropy
         ),
         # Chained choices of all activations.
         "fused.prediction": fused.prediction(dtype, fused.choice(fs), f),
         "fused.training with an update": fused.training(
-            dtype, fused.choice(fs), fused.choice_of_slopes(dfs), cross_entropy, adam, 2
+            dtype, fused.choice(fs), fused.choice(dfs), cross_entropy, adam, 2
         ),
         "output_delta cross_entropy": kernels.output_delta(dtype, cross_entropy),
         "output_delta softmax": kernels.output_delta(

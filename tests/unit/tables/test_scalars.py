@@ -276,6 +276,6 @@ def test_replaced_globals():
     class Doubling:
         tanh = staticmethod(lambda z: 2 * z)
 
-    f = with_constants(ACTIVATIONS["tanh"].scalar, np.float64, {"math": Doubling})
+    f = with_constants(ACTIVATIONS["tanh"].scalar, np.float64, Doubling)
     assert f(3.0) == 6
     assert ACTIVATIONS["tanh"].scalar(0.0) == 0
