@@ -178,11 +178,11 @@ def reason_of(error: Exception, function: FunctionType) -> str:
     """Where and why Numba, for whichever machine, could not compile a function."""
     text = str(getattr(error, "msg", error))
     location = getattr(error, "loc", None)
-    named = re.search(r'File "(.+)", line (\d+)', text)
-    if location is not None:
-        place = f"{location.filename}, line {location.line}"
-    else:
-        place = f"{named[1]}, line {named[2]}" if named else place_of(function)
+    places = [] if location is None else [(location.filename, location.line)]
+    places += re.findall(r'File "(.+)", line (\d+)', text)
+    # Numba has functions of Python too, in which it finds that something does not fit.
+    own = [at for at in places if not re.search(r"[\\/]numba(_cuda)?[\\/]", at[0])]
+    place = f"{own[0][0]}, line {own[0][1]}" if own else place_of(function)
     lines = [line.strip() for line in text.partition('\nFile "')[0].splitlines()]
     lines = [s for s in lines if s and not s.startswith(("Failed in", "During:"))]
     if not type(error).__module__.startswith("numba."):

@@ -210,6 +210,14 @@ def test_functions_that_raise_give_nan(backend_name):
     assert math.isnan(model.predict([[200.0]]).item())
 
 
+def test_integers_of_what_is_no_number_do_not_raise():
+    """In compiled code any number comes out; in plain Python int(nan) is an error."""
+    row = fastnn.Activation(fresh(), lambda z: 2.0 * z - int(z) ** 2 / 7)
+    y = row.f(np.array([math.nan, math.inf, -3.9]))
+    assert math.isnan(y[0])
+    assert y[2] == pytest.approx(-7.8 - 9 / 7, rel=1e-15)
+
+
 def test_functions_without_source_need_their_derivative():
     namespace = {"math": math}
     exec("def f(z):\n    return math.tanh(z)\ndef df(z, y):\n    return 1.0 - y * y\n", namespace)
