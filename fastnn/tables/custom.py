@@ -73,6 +73,10 @@ class Activation(ActivationRow):
     nothing raises: division by 0 gives infinity, the square root of a negative number NaN, and a
     model whose loss is NaN raises `DivergenceError`.
 
+    On a GPU they are part of its kernels. A function that Numba has as it is (one without a
+    formula, df given) is compiled for it at the first use; where that cannot be done, or where the
+    function could raise, that is a ValueError with the line and the reason.
+
     Weights of layers before such an activation start as `init` says; "auto" is "glorot_uniform".
 
     Examples
