@@ -56,7 +56,7 @@ from fastnn.sklearn._training import (
     new_slots,
 )
 from fastnn.sparse_rows import SparseRows
-from fastnn.tables.activations import ACTIVATIONS
+from fastnn.tables.activations import ACTIVATIONS, REGISTERED_ACTIVATIONS, ActivationRow
 from fastnn.tables.losses import LOSSES, LossRow, encode_targets
 from fastnn.tables.optimizers import LBFGS, OPTIMIZERS, Optimizer
 from fastnn.trainer import _check_callbacks, _interrupts_stop, _progress_bar
@@ -187,12 +187,27 @@ class Training:
                 raise
 
 
+class _ActivationName(StrOptions):
+    """Names of the tables, scikit-learn's, and the user's own that are registered by now."""
+
+    def __init__(self) -> None:
+        super().__init__({*ACTIVATIONS, *_ALIASES})
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        return super().is_satisfied_by(val) or (
+            isinstance(val, str) and val in REGISTERED_ACTIVATIONS
+        )
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, a name registered by fastnn.Activation(name, f)"
+
+
 class _BaseMLP(BaseEstimator, ABC):
     """What both share."""
 
     _parameter_constraints: ClassVar[dict] = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions({*ACTIVATIONS, *_ALIASES}), list, tuple],
+        "activation": [_ActivationName(), ActivationRow, list, tuple],
         "solver": [StrOptions(set(OPTIMIZERS)), Optimizer],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -256,11 +271,9 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _activations(self, n_hidden: int) -> tuple[str, ...]:
         """The tables' names of the hidden activations."""
-        names = (
-            [self.activation] * n_hidden
-            if isinstance(self.activation, str)
-            else list(self.activation)
-        )
+        given = self.activation
+        rows = [given] * n_hidden if isinstance(given, str | ActivationRow) else list(given)
+        names = (row.name if isinstance(row, ActivationRow) else row for row in rows)
         return tuple(_ALIASES.get(name, name) for name in names)
 
     def _dropout(self, n_hidden: int) -> tuple[float, ...]:
@@ -1225,9 +1238,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     hidden_layer_sizes : int or array-like of int, default (100,)
         Units of each hidden layer. ``()`` is a linear model. To search depth and width as two
         numbers, build the tuple: ``(width,) * depth``.
-    activation : str, or a list with one per hidden layer, default "relu"
-        "identity", "logistic", "tanh", "relu" as in scikit-learn, or any other activation of
-        `fastnn`.
+    activation : str or Activation, or a list with one per hidden layer, default "relu"
+        "identity", "logistic", "tanh", "relu" as in scikit-learn, any other activation of `fastnn`,
+        or one of your own (`fastnn.Activation`), which saved models name.
     solver : str or optimizer object, default "adam"
         "lbfgs", "sgd", "adam" as in scikit-learn; or "adamw", "nadam", "rmsprop", "adagrad",
         "rprop" with learning_rate_init; or an object such as ``fastnn.RMSprop(rho=0.95)``, whose
@@ -1825,9 +1838,9 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     hidden_layer_sizes : int or array-like of int, default (100,)
         Units of each hidden layer. ``()`` is a linear model. To search depth and width as two
         numbers, build the tuple: ``(width,) * depth``.
-    activation : str, or a list with one per hidden layer, default "relu"
-        "identity", "logistic", "tanh", "relu" as in scikit-learn, or any other activation of
-        `fastnn`.
+    activation : str or Activation, or a list with one per hidden layer, default "relu"
+        "identity", "logistic", "tanh", "relu" as in scikit-learn, any other activation of `fastnn`,
+        or one of your own (`fastnn.Activation`), which saved models name.
     solver : str or optimizer object, default "adam"
         "lbfgs", "sgd", "adam" as in scikit-learn; or "adamw", "nadam", "rmsprop", "adagrad",
         "rprop" with learning_rate_init; or an object such as ``fastnn.RMSprop(rho=0.95)``, whose

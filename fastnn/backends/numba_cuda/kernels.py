@@ -105,15 +105,10 @@ def number(dtype: np.dtype) -> Any:
 
 def device_function(formula: Function, dtype: np.dtype) -> Function:
     """A function of the tables, compiled for the GPU, in arithmetic of `dtype`."""
-    if not SIMULATED:
-        return cuda.jit(device=True)(with_constants(formula, dtype))
-    plain = with_constants(formula, dtype, ieee_math(dtype))
-
-    def quiet(*numbers):
-        with np.errstate(all="ignore"):
-            return plain(*numbers)
-
-    return cuda.jit(device=True)(quiet)
+    if SIMULATED:
+        plain = with_constants(formula, dtype, ieee_math(dtype))
+        return cuda.jit(device=True)(np.errstate(all="ignore")(plain))
+    return cuda.jit(device=True)(with_constants(formula, dtype))
 
 
 def scalar_function(formula: Function, dtype: np.dtype) -> Function:

@@ -1,6 +1,7 @@
 """What the estimators have that scikit-learn's lack: losses, optimizers, callbacks, extras."""
 
 import copy
+import math
 import pickle
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("sklearn", "1.9")
 
 from sklearn import neural_network as theirs
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, QuantileRegressor
 
@@ -78,6 +80,30 @@ def test_logistic_is_sigmoid():
 def test_activations_that_do_not_exist(activation):
     with pytest.raises((ValueError, TypeError), match="activation"):
         make(MLPRegressor, activation=activation).fit(X, T)
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_an_activation_of_ones_own(cls):
+    """By its name and as the object, alone or in a list; sklearn's clone and pickle take it."""
+    own = fastnn.Activation("sklearn_tanh", lambda z: math.tanh(z))
+    expected = flat(make(cls, activation="tanh").fit(X, targets(cls)))
+    for activation in (own.name, own, [own], (own.name,)):
+        estimator = clone(make(cls, activation=activation)).fit(X, targets(cls))
+        np.testing.assert_allclose(flat(estimator), expected, rtol=1e-9)
+        again = pickle.loads(pickle.dumps(estimator))
+        np.testing.assert_array_equal(again.predict(X), estimator.predict(X))
+    with pytest.raises(ValueError, match=r"registered by fastnn\.Activation\(name, f\).*'nowhere'"):
+        make(cls, activation="nowhere").fit(X, targets(cls))
+    with pytest.raises(ValueError, match=r"fastnn\.Activation\('nowhere', f\)"):
+        make(cls, activation=["nowhere"]).fit(X, targets(cls))
+
+
+def test_a_loss_of_ones_own():
+    own = fastnn.Loss("sklearn_squared", lambda y, t: 0.5 * (y - t) ** 2)
+    estimator = pickle.loads(pickle.dumps(make(MLPRegressor, loss=own).fit(X, T2)))
+    expected = make(MLPRegressor).fit(X, T2)
+    np.testing.assert_allclose(flat(estimator), flat(expected), rtol=1e-9)
+    assert estimator.loss is own
 
 
 def brier(p, y):
