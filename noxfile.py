@@ -121,8 +121,12 @@ def cudasim(session: nox.Session) -> None:
     FASTNN_FULL=1 tries every activation with every loss and every optimizer.
     """
     session.install(".", "pytest", "numba-cuda>=0.30", *COMPILERS)
-    simulated = ["tests/backends/test_cuda.py", "tests/backends/test_backends.py", "-k", "cuda"]
-    run_from_elsewhere(session, *simulated, *session.posargs, NUMBA_ENABLE_CUDASIM="1")
+    simulated = [
+        f"tests/backends/test_{name}.py" for name in ("cuda", "backends", "custom_functions")
+    ]
+    run_from_elsewhere(
+        session, *simulated, "-k", "cuda", *session.posargs, NUMBA_ENABLE_CUDASIM="1"
+    )
     ptx = [f"tests/backends/test_cuda_{name}.py" for name in ("ptx", "absent")]
     run_from_elsewhere(session, *ptx, *session.posargs)
 

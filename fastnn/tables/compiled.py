@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import math
+import re
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -22,7 +23,15 @@ from fastnn.tables import vector_math
 from fastnn.tables.formulas import plain_function
 from fastnn.tables.scalars import with_constants
 
-__all__ = ["CompiledRows", "compile_activation", "compile_loss", "compiler_error", "inlined"]
+__all__ = [
+    "CompiledRows",
+    "compile_activation",
+    "compile_loss",
+    "compiler_error",
+    "inlined",
+    "place_of",
+    "reason_of",
+]
 
 
 class CompiledRows:
@@ -68,20 +77,7 @@ def _has_loop(function: FunctionType) -> bool:
 
 def inlined(function: Any, dtype: np.dtype) -> Any:
     """A formula as Numba puts it into a loop: its constants of the dtype, its math vectorized."""
-    own = vector_math.module(dtype)
-    functions = {
-        id(value): getattr(own, name)
-        for name, value in vars(math).items()
-        if not name.startswith("_")
-    }
-    replacements = {
-        name: functions[id(value)]
-        for name, value in function.__globals__.items()
-        if id(value) in functions
-    }
-    with np.errstate(over="ignore"):  # a constant beyond float32 is infinity there
-        typed = with_constants(function, dtype, {**replacements, "math": own})
-    inner = vector_math.inline(typed)
+    inner = vector_math.inline(with_constants(function, dtype, vector_math.module(dtype)))
     if not _can_raise(function):
         return inner
     real = np.dtype(dtype).type
@@ -170,14 +166,33 @@ def compiler_error(function: Any, n_arguments: int) -> str | None:
         compiled.compile((types.float64,) * n_arguments)
         result = compiled.nopython_signatures[0].return_type
     except NumbaError as error:
-        text = str(getattr(error, "msg", error))
-        lines = [line.strip() for line in text.splitlines()]
-        lines = [s for s in lines if s and not s.startswith(("Failed in nopython", "During:"))]
-        location = getattr(error, "loc", None)
-        place = f"{location.filename}, line {location.line}: " if location is not None else ""
-        return place + " ".join(lines[:3])
+        return reason_of(error, function)
     if not isinstance(result, types.Number | types.Boolean):
         return f"it returns {result}, not a number"
     if isinstance(result, types.Complex):
         return "it returns complex numbers"
     return None
+
+
+def reason_of(error: Exception, function: FunctionType) -> str:
+    """Where and why Numba, for whichever machine, could not compile a function."""
+    text = str(getattr(error, "msg", error))
+    location = getattr(error, "loc", None)
+    places = [] if location is None else [(location.filename, location.line)]
+    places += re.findall(r'File "(.+)", line (\d+)', text)
+    # Numba has functions of Python too, in which it finds that something does not fit.
+    own = [at for at in places if not re.search(r"[\\/]numba(_cuda)?[\\/]", at[0])]
+    place = f"{own[0][0]}, line {own[0][1]}" if own else place_of(function)
+    lines = [line.strip() for line in text.partition('\nFile "')[0].splitlines()]
+    lines = [s for s in lines if s and not s.startswith(("Failed in", "During:"))]
+    if not type(error).__module__.startswith("numba."):
+        # An error in Numba itself, at something that it does not expect.
+        guarded = bool(getattr(function.__code__, "co_exceptiontable", b""))
+        words = "try or with is not supported" if guarded else type(error).__name__
+        lines = [words] if guarded else [f"{words}: {' '.join(lines)}"]
+    return f"{place}: {' '.join(lines[:3])}"
+
+
+def place_of(function: FunctionType) -> str:
+    """Where a function begins."""
+    return f"{function.__code__.co_filename}, line {function.__code__.co_firstlineno}"

@@ -13,7 +13,7 @@ import math
 import re
 import threading
 from collections.abc import Callable
-from types import CodeType, FunctionType, SimpleNamespace
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,14 @@ from fastnn.tables.activations import (
     get_activation,
 )
 from fastnn.tables.formulas import FORMULA_NAME, Unsupported, plain_function, translate
-from fastnn.tables.losses import LOSSES, REGISTERED_LOSSES, LossRow, get_loss
+from fastnn.tables.losses import LOSSES, REGISTERED_LOSSES, TARGET_KINDS, LossRow, get_loss
+from fastnn.tables.scalars import ieee_math, with_constants
 
 __all__ = ["Activation", "Loss"]
 
 _LOCK = threading.RLock()
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-TARGET_KINDS = ("real", "nonnegative", "unit", "sign", "classes")
+KNOWN_TO_FORMULAS = "arithmetic, math, conditions, loops, functions of these"
 
 
 class Activation(ActivationRow):
@@ -71,6 +72,10 @@ class Activation(ActivationRow):
     rows, which run without the GIL and at the speed of the built-in activations. In compiled code
     nothing raises: division by 0 gives infinity, the square root of a negative number NaN, and a
     model whose loss is NaN raises `DivergenceError`.
+
+    On a GPU they are part of its kernels. A function that Numba has as it is (one without a
+    formula, df given) is compiled for it at the first use; where that cannot be done, or where the
+    function could raise, that is a ValueError with the line and the reason.
 
     Weights of layers before such an activation start as `init` says; "auto" is "glorot_uniform".
 
@@ -315,6 +320,19 @@ def _check_interval(value: Any, name: str, what: str) -> tuple[float, float]:
     return low, high
 
 
+def owner_of(function: Callable[..., Any]) -> str:
+    """Whose function it is, for messages: ``activation 'snake': f``."""
+    for activation in REGISTERED_ACTIVATIONS.values():
+        for part, own in (("f", activation.scalar), ("df", activation.scalar_df)):
+            if own is function:
+                return f"activation {activation.name!r}: {part}"
+    for loss in REGISTERED_LOSSES.values():
+        for part, own in (("value", loss.scalar_value), ("gradient", loss.scalar_gradient)):
+            if own is function:
+                return f"loss {loss.name!r}: {part}"
+    return function.__qualname__
+
+
 # Functions ----------------------------------------------------------------------------------------
 
 
@@ -380,7 +398,7 @@ def _derivative(
 def _not_differentiable(what: str, unsupported: Unsupported, argument: str) -> ValueError:
     return ValueError(
         f"{what} cannot be differentiated: {unsupported}. Write it with what formulas know "
-        f"(arithmetic, math, conditions, loops, functions of these), or give {argument}"
+        f"({KNOWN_TO_FORMULAS}), or give {argument}"
     )
 
 
@@ -424,71 +442,10 @@ def _text(function: Any) -> str:
 # Plain Python with the arithmetic of compiled code ------------------------------------------------
 
 
-def _forgiving(function: Callable[..., float]) -> Callable[..., np.float64]:
-    """A function of `math` that gives NaN or infinity where Python raises."""
-
-    def call(*arguments: float) -> np.float64:
-        try:
-            return np.float64(function(*arguments))
-        except OverflowError:
-            return np.float64(math.inf)
-        except ValueError:
-            return np.float64(math.nan)
-
-    return call
-
-
-_UFUNCS = {
-    "acos": "arccos",
-    "acosh": "arccosh",
-    "asin": "arcsin",
-    "asinh": "arcsinh",
-    "atan": "arctan",
-    "atan2": "arctan2",
-    "atanh": "arctanh",
-    "fabs": "abs",
-    "pow": "power",
-}
-
-
-def _ieee_math() -> SimpleNamespace:
-    namespace = SimpleNamespace()
-    for name, value in vars(math).items():
-        if name.startswith("_"):
-            continue
-        if callable(value):
-            ufunc = getattr(np, _UFUNCS.get(name, name), None)
-            known = isinstance(ufunc, np.ufunc) and ufunc.nin <= 2 and name not in ("gcd", "lcm")
-            setattr(namespace, name, ufunc if known else _forgiving(value))
-        else:
-            setattr(namespace, name, np.float64(value))
-    return namespace
-
-
-_IEEE_MATH = _ieee_math()
-_IEEE_FUNCTIONS = {
-    id(value): getattr(_IEEE_MATH, name)
-    for name, value in vars(math).items()
-    if not name.startswith("_") and callable(value)
-}
-
-
 def _ieee(function: Any) -> Callable[..., Any]:
     """A function with constants and `math` of float64, which follow IEEE 754 and never raise."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, CodeType):
-            return value.replace(co_consts=tuple(convert(c) for c in value.co_consts))
-        return np.float64(value) if type(value) is float else value
-
     plain = plain_function(function)
-    own_globals = {
-        name: _IEEE_FUNCTIONS.get(id(value), _IEEE_MATH if value is math else value)
-        for name, value in plain.__globals__.items()
-    }
-    ieee = FunctionType(
-        convert(plain.__code__), own_globals, plain.__name__, plain.__defaults__, plain.__closure__
-    )
+    ieee = with_constants(plain, np.float64, ieee_math(np.float64))
     if plain.__name__ == FORMULA_NAME:
         return ieee
 

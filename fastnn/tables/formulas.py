@@ -131,7 +131,8 @@ def translate(
         known = writer.known
     body = "\n".join(writer.lines)
     source = f"def {FORMULA_NAME}({', '.join(parameters)}):\n{body}\n"
-    namespace: dict[str, Any] = {"math": math}
+    # Not found as builtins, so that `with_constants` has the types of a backend in their place.
+    namespace: dict[str, Any] = {"math": math, "float": float, "int": int}
     # The source was written by this module, from an abstract syntax tree: no text of the user's.
     exec(compile(source, f"<formula of {plain.__qualname__}>", "exec"), namespace)  # noqa: S102
     return Formula(source, namespace[FORMULA_NAME])
@@ -1085,7 +1086,7 @@ class _Writer:
             if y.kind != "real" and x.kind != "real" and n >= 0:
                 if x.const is not None:
                     return _constant(int(x.const) ** int(n))  # type: ignore[return-value]
-                return _Value("int", self.temporary(f"{x.code} ** {int(n)}"))
+                return _Value("int", self.multiplied(x.code, int(n)) if n else "(1)")
             return self.whole_power(self.to_real_value(x), int(n))
         x = self.to_real_value(x)
         if n == 0.5:

@@ -28,6 +28,7 @@ from fastnn.tables.scalars import Scalar
 __all__ = [
     "LOSSES",
     "REGISTERED_LOSSES",
+    "TARGET_KINDS",
     "Huber",
     "LossRow",
     "Quantile",
@@ -38,6 +39,9 @@ __all__ = [
 
 Array = np.ndarray
 Params = dict[str, float]
+
+TARGET_KINDS = ("real", "nonnegative", "unit", "sign", "classes")
+"""Of `LossRow.target_kind`; CUDA kernels know them by their places."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class LossRow:
     logit_value, logit_gradient : callable (z, t, params)
         The same through the natural link, the derivative by z.
     natural_output : str
-    target_kind : "real", "nonnegative", "unit", "sign" or "classes"
+    target_kind : str, one of TARGET_KINDS
         Targets: any number; >= 0; in 0..1; -1 or 1; labels or rows of probabilities.
     domain : tuple (low, high)
         Outputs for which the loss is defined.

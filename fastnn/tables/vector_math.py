@@ -22,6 +22,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from fastnn.tables.scalars import math_of
+
 __all__ = ["HAS_FMA", "MACHINE_FEATURES", "fma", "inline", "module"]
 
 
@@ -392,9 +394,7 @@ def module(dtype: Any) -> ModuleType:
         return x if x != x else y  # noqa: PLR0124
 
     stand_in = ModuleType("math", f"math for {dtype} in compiled loops")
-    for name, value in vars(math).items():
-        if not name.startswith("_"):
-            setattr(stand_in, name, real(value) if isinstance(value, float) else value)
+    vars(stand_in).update(vars(math_of(dtype)))
     own = {
         "exp": exp,
         "expm1": expm1,

@@ -1,12 +1,16 @@
 """Here the Numba backend takes part, in as many cases as its compiling has time for."""
 
 import os
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from fastnn.backends import BACKENDS, get_backend
 from fastnn.tables.losses import LOSSES
+
+sys.path.append(str(Path(__file__).parent))  # importlib mode: helper modules beside the tests
 
 FULL = os.environ.get("FASTNN_FULL", "0") not in ("", "0")
 

@@ -1,6 +1,7 @@
 """The protocol of backends, one suite for all: textbook loops, and one backend against another."""
 
 import inspect
+import math
 import sys
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from fastnn.backends import BACKENDS, get_backend
 from fastnn.backends.base import Backend, StopFlag, TrainJob
 from fastnn.errors import BackendUnavailable
 from fastnn.plan import Plan
-from fastnn.tables.activations import ACTIVATIONS, LINKS, get_activation
+from fastnn.tables.activations import ACTIVATIONS, LINKS, ActivationRow, get_activation
 from fastnn.tables.losses import LOSSES, resolve_loss
 from fastnn.tables.optimizers import OPTIMIZERS, SGD, Adam, resolve_optimizer
 
@@ -522,3 +523,54 @@ def test_adam_slots_are_the_moments(backend_name):
     backend.train(plan, parameters, slots, make_job(plan, optimizer, batch_size=N_ROWS))
     np.testing.assert_allclose(slots[0], 0.2 * g, rtol=1e-12, atol=1e-18)
     np.testing.assert_allclose(slots[1], 0.1 * g * g, rtol=1e-12, atol=1e-18)
+
+
+# A new row ----------------------------------------------------------------------------------------
+
+
+def test_an_activation_takes_a_row_of_the_table_and_nothing_else(backend_name, monkeypatch):
+    """Squareplus (Barron 2021, arXiv:2112.11687), from one row.
+
+    Of the native backend the row is in C: tests/architecture/test_new_row.py compiles one.
+    """
+    if backend_name == "native":
+        pytest.skip("its row is compiled")
+
+    def f(z):
+        return (z + np.sqrt(z * z + 4)) / 2
+
+    row = ActivationRow(
+        "squareplus",
+        f=f,
+        df=lambda z, y: y / np.sqrt(z * z + 4),
+        needs_z=True,
+        range=(0.0, np.inf),
+        formula="(z + sqrt(z^2 + 4)) / 2",
+        scalar=lambda z: 0.5 * (z + math.sqrt(z * z + 4.0)),
+        scalar_df=lambda z, y: y / math.sqrt(z * z + 4.0),
+    )
+    monkeypatch.setitem(ACTIVATIONS, row.name, row)
+    backend, loss = get_backend(backend_name), LOSSES["squared_error"]
+    plan = make_plan(activation=row.name, output=row.name, sizes=(5, 3, 2))
+    (W0, W1), (b0, b1) = plan.views(start(plan))
+    expected = f(f(X @ W0 + b0) @ W1 + b1)
+    got = backend.predict(plan, start(plan), X, np.empty((N_ROWS, 2)), 1)
+    np.testing.assert_allclose(got, expected, rtol=1e-13)
+
+    def objective(parameters):
+        return backend.loss(plan, parameters, X, Y[:, :2], None, loss, 1)
+
+    _, gradient = backend.loss_and_gradient(plan, start(plan), X, Y[:, :2], None, loss, 0.0, 1)
+    move = np.random.default_rng(8).normal(size=plan.n_parameters)
+    h = 1e-3
+    at = [objective(start(plan) + k * h * move) for k in (-2, -1, 1, 2)]
+    slope = (8 * (at[2] - at[1]) - (at[3] - at[0])) / (12 * h)  # the error is of the order of h^4
+    assert abs(slope) > 0.1
+    assert gradient @ move == pytest.approx(slope, rel=1e-7)
+    parameters = start(plan)
+    job = make_job(plan, SGD(), batch_size=N_ROWS, y=Y[:, :2], loss=loss)
+    result = backend.train(plan, parameters, make_slots(plan, SGD()), job)
+    assert result.status == "done"
+    np.testing.assert_allclose(
+        parameters, start(plan) - SGD().learning_rate * gradient, rtol=0, atol=1e-14
+    )

@@ -1,15 +1,19 @@
 """The CUDA backend's own ways, on a GPU or in the simulator: tiles, pieces, stops, bits."""
 
 import os
+import pickle
 
 import numpy as np
 import pytest
+from own_functions import FORMULA, LOSS, TYPED, TYPED_LOSS
 
+import fastnn
 from fastnn.backends import get_backend
 from fastnn.backends.base import StopFlag, TrainJob
+from fastnn.errors import ModelFormatError
 from fastnn.plan import Plan
-from fastnn.tables.activations import ACTIVATIONS, LINKS
-from fastnn.tables.losses import LOSSES, resolve_loss
+from fastnn.tables.activations import ACTIVATIONS, LINKS, REGISTERED_ACTIVATIONS
+from fastnn.tables.losses import LOSSES, REGISTERED_LOSSES, resolve_loss
 from fastnn.tables.optimizers import SGD, Adam, RMSprop, resolve_optimizer
 
 if os.environ.get("NUMBA_ENABLE_CUDASIM") != "1" and os.environ.get("FASTNN_TEST_GPU") != "1":
@@ -235,6 +239,56 @@ def test_every_formula_trains_like_the_reference(way, dtype):
     assert seen >= {*ACTIVATIONS, *LOSSES, *(optimizer.kernel for optimizer in KERNELS)}
 
 
+# Functions of the user's --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "output"),
+    [(LOSS, "sigmoid"), (TYPED_LOSS, "softmax"), (LOSSES["squared_error"], FORMULA.name)],
+    ids=["link", "softmax", "output"],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_functions_of_the_users_train_like_the_reference(way, dtype, loss, output):
+    """Several in a net, beside built-in ones; with the source of all, and without."""
+    plan = Plan((3, 3, 3, 2, 2), dtype, (FORMULA, "tanh", TYPED), output, (0.0, 0.2, 0.0))
+    job = make_job(plan, SGD(), n_epochs=1, batch_size=7, loss=loss, l2=0.02, dropout_seed=5)
+    got = check_same(plan, job, TOLERANCE[dtype])
+    predictions = [
+        backend.predict(plan, got[0], job.X, np.empty((N_ROWS, 2), dtype), 1)
+        for backend in (CUDA, REFERENCE)
+    ]
+    np.testing.assert_allclose(*predictions, rtol=0, atol=TOLERANCE[dtype])
+    assert predictions[0].std() > 1e-3
+
+
+def test_names_of_functions_are_saved_and_have_to_be_registered(tmp_path, monkeypatch):
+    model = fastnn.MLP([3, 3, 2], activation=TYPED, output=FORMULA, seed=1, backend="cuda")
+    trainer = fastnn.Trainer(model, loss=LOSS, batch_size=8, seed=2)
+    trainer.fit(X, Y, epochs=1)
+    model.save(tmp_path / "model")
+    trainer.save(tmp_path / "trainer")
+    pickled, expected = pickle.dumps(trainer), model.predict(X).tobytes()
+    loaded = fastnn.MLP.load(tmp_path / "model", backend="cuda")
+    others = [fastnn.Trainer.load(tmp_path / "trainer", backend="cuda"), pickle.loads(pickled)]
+    for other in (loaded, *(other.model for other in others)):
+        assert other.backend == "cuda"
+        assert other.predict(X).tobytes() == expected
+    trainer.fit(X, Y, epochs=1)
+    for other in others:
+        assert other.loss == LOSS
+        other.fit(X, Y, epochs=1)
+        assert other.model.parameters.tobytes() == model.parameters.tobytes()
+    assert model.predict(X).tobytes() != expected
+    monkeypatch.delitem(REGISTERED_LOSSES, LOSS.name)
+    with pytest.raises(ModelFormatError, match=rf"fastnn\.Loss\('{LOSS.name}', value\)"):
+        fastnn.Trainer.load(tmp_path / "trainer", backend="cuda")
+    monkeypatch.delitem(REGISTERED_ACTIVATIONS, FORMULA.name)
+    with pytest.raises(ModelFormatError, match=rf"fastnn\.Activation\('{FORMULA.name}', f\)"):
+        fastnn.MLP.load(tmp_path / "model", backend="cuda")
+    with pytest.raises(ValueError, match=r"fastnn\.Activation"):
+        fastnn.MLP([3, 3, 2], activation=FORMULA.name, backend="cuda")
+
+
 class CountedFlag(StopFlag):
     """Is set, or raises, when it has been asked some times."""
 
@@ -418,16 +472,12 @@ def foreign(monkeypatch):
 
 
 def model_and_twin(dtype="float32", output="softmax", **settings):
-    import fastnn
-
     make = {"dtype": dtype, "output": output, "activation": "tanh", "seed": 1, **settings}
     return fastnn.MLP(SIZES, backend="cuda", **make), fastnn.MLP(SIZES, backend="reference", **make)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_device_arrays_are_trained_on_without_the_host(foreign, monkeypatch, dtype):
-    import fastnn
-
     model, twin = model_and_twin(dtype)
     rows = X.astype(dtype)
     device_rows, device_labels = foreign(rows), foreign(LABELS)
@@ -564,6 +614,24 @@ def test_wrong_device_targets_are_refused_like_those_of_the_host(foreign, loss, 
         )
 
 
+def test_losses_of_the_users_say_which_targets_and_outputs_they_take(foreign):
+    loss = fastnn.Loss(
+        "test_cuda_domain", lambda y, t: (y - t) ** 2 / y, domain=(0, np.inf), target_kind="unit"
+    )
+    model, twin = model_and_twin(output="sigmoid")
+    wrong = np.where(X[:, :2] > 0, 2.0, 0.5)
+    for y in (wrong, foreign(wrong)):
+        with pytest.raises(ValueError, match="targets of test_cuda_domain are between 0 and 1"):
+            model.loss_and_gradient(X, y, loss=loss)
+    y = wrong / 2
+    got = model.loss_and_gradient(X, foreign(y), loss=loss)
+    expected = twin.loss_and_gradient(X, y, loss=loss)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"test_cuda_domain.*is defined for outputs in"):
+        model_and_twin(output="identity")[0].loss_and_gradient(X, y, loss=loss)
+
+
 def test_what_numba_cannot_read_is_named(foreign):
     model, _ = model_and_twin()
     if shim.SIMULATED:
@@ -581,7 +649,6 @@ def test_what_numba_cannot_read_is_named(foreign):
 
 def test_a_fit_copies_its_rows_once(monkeypatch):
     """Watched by a callback, every epoch is a call of the backend of its own."""
-    import fastnn
 
     class Watch:
         def on_epoch_end(self, trainer, logs):
@@ -608,8 +675,6 @@ def test_a_fit_copies_its_rows_once(monkeypatch):
 
 def test_lbfgs_runs_on_the_gpu():
     pytest.importorskip("scipy")
-    import fastnn
-
     model, twin = model_and_twin("float64", "identity")
     for each in (model, twin):
         fastnn.Trainer(each, optimizer="lbfgs", l2=0.01).fit(X, Y, epochs=3)
@@ -617,8 +682,6 @@ def test_lbfgs_runs_on_the_gpu():
 
 
 def test_show_config_names_the_gpu(capsys):
-    import fastnn
-
     fastnn.show_config()
     (line,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("cuda:")]
     assert shim.device_name() in line

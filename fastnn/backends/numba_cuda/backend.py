@@ -13,7 +13,13 @@ import numpy as np
 from fastnn import rng
 from fastnn.backends.base import Backend, StopFlag, TrainJob, TrainResult
 from fastnn.backends.numba_cuda import fused, kernels
-from fastnn.backends.numba_cuda.kernels import ROWS, THREADS, device_function, tile_for
+from fastnn.backends.numba_cuda.kernels import (
+    ROWS,
+    THREADS,
+    device_function,
+    scalar_function,
+    tile_for,
+)
 from fastnn.backends.numba_cuda.shim import (
     Kernel,
     allocate,
@@ -25,7 +31,7 @@ from fastnn.backends.numba_cuda.shim import (
     view_of,
 )
 from fastnn.tables.activations import get_activation
-from fastnn.tables.losses import LossRow, encode_targets
+from fastnn.tables.losses import TARGET_KINDS, LossRow, encode_targets
 from fastnn.validation import NATIVE_DTYPES, check_out, check_X
 
 try:
@@ -79,7 +85,8 @@ class Launch:
 # Keys are the formulas themselves, so that a function of the user that replaces another of the same
 # name is compiled anew.
 
-_formula = lru_cache(maxsize=None)(device_function)
+_formula = lru_cache(maxsize=None)(scalar_function)
+_update = lru_cache(maxsize=None)(device_function)
 
 
 @lru_cache(maxsize=256)
@@ -95,13 +102,13 @@ _backward = lru_cache(maxsize=None)(kernels.backward)
 def _weight_gradient(
     dtype: np.dtype, tile: kernels.Tile, update: Callable | None, n_slots: int
 ) -> Kernel:
-    made = None if update is None else _formula(update, dtype)
+    made = None if update is None else _update(update, dtype)
     return kernels.weight_gradient(dtype, tile, made, n_slots)
 
 
 @lru_cache(maxsize=64)
 def _update_all(dtype: np.dtype, update: Callable, n_slots: int) -> Kernel:
-    return kernels.update_all(dtype, _formula(update, dtype), n_slots)
+    return kernels.update_all(dtype, _update(update, dtype), n_slots)
 
 
 def _row_loss(dtype: np.dtype, output: str, loss: LossRow) -> Callable:
@@ -169,7 +176,7 @@ def _unit_delta(dtype: np.dtype, f: Callable, df: Callable) -> Kernel:
 def _choices(dtype: np.dtype, fs: tuple[Callable, ...], dfs: tuple[Callable, ...]) -> Any:
     return (
         fused.choice([_formula(f, dtype) for f in fs]),
-        fused.choice_of_slopes([_formula(df, dtype) for df in dfs]),
+        fused.choice([_formula(df, dtype) for df in dfs]),
     )
 
 
@@ -182,7 +189,7 @@ def _fused_training(
     update: Callable | None,
     n_slots: int,
 ) -> Kernel:
-    made = None if update is None else _formula(update, dtype)
+    made = None if update is None else _update(update, dtype)
     f, df = _choices(dtype, fs, dfs)
     return fused.training(dtype, f, df, row_loss, made, n_slots)
 
@@ -486,7 +493,7 @@ class CudaBackend(Backend):
             wrong = _wrong(_find_wrong_labels(), array.shape[0], array, n_outputs)
         else:
             array = _as_contiguous(table, dtype, copy=True)
-            kind = kernels.TARGET_KINDS.index(loss.target_kind)
+            kind = TARGET_KINDS.index(loss.target_kind)
             wrong = _wrong(_find_wrong_targets(dtype), array.shape[0], array, kind)
         if wrong:
             host = view.copy_to_host()

@@ -22,11 +22,13 @@ from fastnn.backends.numba_cuda.kernels import (
     STEP,
     THREADS,
     _kept,
+    _no_slope,
     _no_update,
     double,
     index,
     number,
     parameter_update,
+    weighted_row,
 )
 from fastnn.backends.numba_cuda.shim import SIMULATED, Kernel, cuda, types
 
@@ -86,39 +88,20 @@ def place(sizes: Sequence[int], itemsize: int) -> tuple[int, list[tuple[int, int
 
 
 def choice(functions: Sequence[Function]) -> Function:
-    """A device function that calls the formula of this number: (number, z) -> y."""
+    """A device function that calls the formula of this number: (number, z) -> y, or with y."""
     function, *others = functions
     if not others:
 
-        def last(which, z):
-            return function(z)
+        def last(which, *numbers):
+            return function(*numbers)
 
         return cuda.jit(device=True)(last)
     rest = choice(others)
 
-    def choose(which, z):
+    def choose(which, *numbers):
         if which == 0:
-            return function(z)
-        return rest(which - 1, z)
-
-    return cuda.jit(device=True)(choose)
-
-
-def choice_of_slopes(functions: Sequence[Function]) -> Function:
-    """The same for derivatives: (number, z, y) -> dy/dz."""
-    function, *others = functions
-    if not others:
-
-        def last(which, z, y):
-            return function(z, y)
-
-        return cuda.jit(device=True)(last)
-    rest = choice_of_slopes(others)
-
-    def choose(which, z, y):
-        if which == 0:
-            return function(z, y)
-        return rest(which - 1, z, y)
+            return function(*numbers)
+        return rest(which - 1, *numbers)
 
     return cuda.jit(device=True)(choose)
 
@@ -131,7 +114,7 @@ def forward_tile(dtype: np.dtype, f: Function, df: Function | None) -> Function:
     """
     zero = dtype.type(0)
     training = df is not None
-    slope_of = _first_of_two if df is None else df
+    slope_of = choice([_no_slope]) if df is None else df
 
     @cuda.jit(device=True)
     def finish(shared, layout, scales, layer, is_last, r, j, z, order, listed, seed, epoch):
@@ -187,11 +170,6 @@ def forward_tile(dtype: np.dtype, f: Function, df: Function | None) -> Function:
     return cuda.jit(device=True)(forward)
 
 
-@cuda.jit(device=True)
-def _first_of_two(which, z, y):
-    return y
-
-
 def training(
     dtype: np.dtype,
     f: Function,
@@ -206,10 +184,10 @@ def training(
     are at most one tile. Without one, block b of the grid writes the sum of the gradients of its
     tiles to partials[b], (blocks, n_parameters).
     """
-    real, real_type = dtype.type, number(dtype)
-    zero = real(0)
+    real_type = number(dtype)
+    zero = dtype.type(0)
     updating = update is not None
-    forward = forward_tile(dtype, f, df)
+    forward, loss = forward_tile(dtype, f, df), weighted_row(dtype, row_loss)
     apply = _no_update if update is None else parameter_update(dtype, update, n_slots)
 
     def kernel(
@@ -249,21 +227,11 @@ def training(
                 )  # fmt: skip
                 for r0 in range(0, count, ROWS):
                     r = r0 + row
-                    active = r < count
-                    source = 0
-                    weight = 0.0
-                    share = zero
-                    if active:
-                        source = order[listed + r]
-                        weight = weights[source]
-                        if weight != 0:
-                            share = real(weight / totals[batch])
-                    row_loss(
-                        shared, logits + r * n_outputs, n_outputs, active, lane, row, partial,
-                        ranked, labels, targets, has_labels, source, share, parameter,
+                    loss(
+                        shared, logits + r * n_outputs, n_outputs, r < count, lane, row, partial,
+                        ranked, labels, targets, has_labels, order, listed + r, first + r, weights,
+                        totals[batch], parameter, row_losses,
                     )  # fmt: skip
-                    if active and lane == 0:
-                        row_losses[first + r] = weight * partial[row, 0] if weight != 0 else 0.0
                     cuda.syncthreads()
                 here = logits
                 before = second

@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from fastnn.backends.numba_cuda.shim import SIMULATED, SIMULATED_MATH, Kernel, cuda, types
-from fastnn.tables.scalars import with_constants
+from fastnn.backends.numba_cuda.shim import SIMULATED, Kernel, cuda, result_type, types
+from fastnn.tables.custom import KNOWN_TO_FORMULAS, owner_of
+from fastnn.tables.losses import TARGET_KINDS
+from fastnn.tables.scalars import ieee_math, with_constants
 
 Function = Callable[..., Any]
 
@@ -102,9 +104,41 @@ def number(dtype: np.dtype) -> Any:
 
 
 def device_function(formula: Function, dtype: np.dtype) -> Function:
-    """A scalar formula of the tables, compiled for the GPU, in arithmetic of `dtype`."""
-    replacements = {"math": SIMULATED_MATH} if SIMULATED else None
-    return cuda.jit(device=True)(with_constants(formula, dtype, replacements))
+    """A function of the tables, compiled for the GPU, in arithmetic of `dtype`."""
+    if SIMULATED:
+        plain = with_constants(formula, dtype, ieee_math(dtype))
+        return cuda.jit(device=True)(np.errstate(all="ignore")(plain))
+    return cuda.jit(device=True)(with_constants(formula, dtype))
+
+
+def scalar_function(formula: Function, dtype: np.dtype) -> Function:
+    """A formula of numbers, of the tables or of the user's, that gives numbers of `dtype`.
+
+    Raises
+    ------
+    ValueError
+        It cannot be compiled for a GPU: the message has the line and the reason. The simulator,
+        which compiles nothing, does not find out.
+    """
+    function = device_function(formula, dtype)
+    if SIMULATED:
+        return function
+    real, real_type = dtype.type, number(dtype)
+    n_arguments = formula.__code__.co_argcount - len(formula.__defaults__ or ())
+    try:
+        result = result_type(function, (real_type,) * n_arguments)
+    except ValueError as error:
+        raise ValueError(
+            f"{owner_of(formula)} cannot be compiled for a GPU: {error}. Write it with what "
+            f"formulas know ({KNOWN_TO_FORMULAS}), or take another backend"
+        ) from None
+    if result == real_type:
+        return function
+
+    def converted(*numbers):
+        return real(function(*numbers))
+
+    return cuda.jit(device=True)(converted)
 
 
 # Random numbers -----------------------------------------------------------------------------------
@@ -150,6 +184,53 @@ _BATCH_TYPES = (index[::1], index[::1], index, index, index, index)
 
 
 @cuda.jit(device=True)
+def _piece(cursor, n, batch_size, offset, most):
+    """The first row of this piece of the batch within the epoch, and how many there are."""
+    first = cursor[BATCH] * batch_size + offset
+    end = min(cursor[BATCH] * batch_size + batch_size, n)
+    return first, min(end - first, most)
+
+
+def product_steps(dtype: np.dtype, tile: Tile) -> tuple[Function, Function]:
+    """Device functions of a thread's part of a product: begin it, and add one slice of the sum.
+
+    acc and total are (per_thread_y, per_thread_x) of the thread's own, the slices (depth, rows) and
+    (depth, columns) in shared memory; both steps return how many terms acc has.
+    """
+    zero = dtype.type(0)
+    tx_count, ty_count = tile.block
+    nx, ny, depth = tile.per_thread_x, tile.per_thread_y, tile.depth
+
+    @cuda.jit(device=True)
+    def clear(acc, total):
+        for i in range(ny):
+            for j in range(nx):
+                acc[i, j] = zero
+                total[i, j] = zero
+        return 0
+
+    @cuda.jit(device=True)
+    def accumulate(left, right, acc, total, tx, ty, done):
+        cuda.syncthreads()
+        for k in range(depth):
+            for i in range(ny):
+                a = left[k, ty + ty_count * i]
+                for j in range(nx):
+                    acc[i, j] += a * right[k, tx + tx_count * j]
+        cuda.syncthreads()
+        done += depth
+        if done == SUM_BLOCK:
+            done = 0
+            for i in range(ny):
+                for j in range(nx):
+                    total[i, j] += acc[i, j]
+                    acc[i, j] = zero
+        return done
+
+    return clear, accumulate
+
+
+@cuda.jit(device=True)
 def _no_slope(z, y):
     return y
 
@@ -168,6 +249,7 @@ def forward(dtype: np.dtype, tile: Tile, f: Function, df: Function | None) -> Ke
     rows, columns, padded_rows = tile.rows, tile.columns, tile.rows + 1
     threads = tx_count * ty_count
     zero = real(0)
+    clear, accumulate = product_steps(dtype, tile)
 
     def kernel(
         cursor, order, order_stride, n, batch_size, offset, gathered, A, parameters, at, fan_in,
@@ -180,16 +262,11 @@ def forward(dtype: np.dtype, tile: Tile, f: Function, df: Function | None) -> Ke
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         thread = ty * tx_count + tx
         row0, column0 = cuda.blockIdx.y * rows, cuda.blockIdx.x * columns
-        first = cursor[BATCH] * batch_size + offset
-        count = min(min(cursor[BATCH] * batch_size + batch_size, n) - first, Y.shape[0])
+        first, count = _piece(cursor, n, batch_size, offset, Y.shape[0])
         listed = cursor[EPOCH] * order_stride + first
         if row0 >= count:  # the whole block
             return
-        for i in range(ny):
-            for j in range(nx):
-                acc[i, j] = zero
-                total[i, j] = zero
-        done = 0
+        done = clear(acc, total)
         for k0 in range(0, fan_in, depth):
             for e in range(thread, rows * depth, threads):
                 r = e // depth
@@ -206,20 +283,7 @@ def forward(dtype: np.dtype, tile: Tile, f: Function, df: Function | None) -> Ke
                 if k0 + k < fan_in and column0 + c < fan_out:
                     value = parameters[at + (k0 + k) * fan_out + column0 + c]
                 right[k, c] = value
-            cuda.syncthreads()
-            for k in range(depth):
-                for i in range(ny):
-                    a = left[k, ty + ty_count * i]
-                    for j in range(nx):
-                        acc[i, j] += a * right[k, tx + tx_count * j]
-            cuda.syncthreads()
-            done += depth
-            if done == SUM_BLOCK:
-                done = 0
-                for i in range(ny):
-                    for j in range(nx):
-                        total[i, j] += acc[i, j]
-                        acc[i, j] = zero
+            done = accumulate(left, right, acc, total, tx, ty, done)
         bias_at = at + fan_in * fan_out
         for i in range(ny):
             r = row0 + ty + ty_count * i
@@ -268,6 +332,7 @@ def backward(dtype: np.dtype, tile: Tile) -> Kernel:
     padded_rows, padded_columns = tile.rows + 1, tile.columns + 1
     threads = tx_count * ty_count
     zero = real(0)
+    clear, accumulate = product_steps(dtype, tile)
 
     def kernel(
         cursor, order, order_stride, n, batch_size, offset, D, parameters, at, fan_in, fan_out,
@@ -280,15 +345,10 @@ def backward(dtype: np.dtype, tile: Tile) -> Kernel:
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         thread = ty * tx_count + tx
         row0, column0 = cuda.blockIdx.y * rows, cuda.blockIdx.x * columns
-        first = cursor[BATCH] * batch_size + offset
-        count = min(min(cursor[BATCH] * batch_size + batch_size, n) - first, D.shape[0])
+        _, count = _piece(cursor, n, batch_size, offset, D.shape[0])
         if row0 >= count:
             return
-        for i in range(ny):
-            for j in range(nx):
-                acc[i, j] = zero
-                total[i, j] = zero
-        done = 0
+        done = clear(acc, total)
         for k0 in range(0, fan_out, depth):
             for e in range(thread, rows * depth, threads):
                 r = e // depth
@@ -304,20 +364,7 @@ def backward(dtype: np.dtype, tile: Tile) -> Kernel:
                 if k0 + k < fan_out and column0 + c < fan_in:
                     value = parameters[at + (column0 + c) * fan_out + k0 + k]
                 right[k, c] = value
-            cuda.syncthreads()
-            for k in range(depth):
-                for i in range(ny):
-                    a = left[k, ty + ty_count * i]
-                    for j in range(nx):
-                        acc[i, j] += a * right[k, tx + tx_count * j]
-            cuda.syncthreads()
-            done += depth
-            if done == SUM_BLOCK:
-                done = 0
-                for i in range(ny):
-                    for j in range(nx):
-                        total[i, j] += acc[i, j]
-                        acc[i, j] = zero
+            done = accumulate(left, right, acc, total, tx, ty, done)
         for i in range(ny):
             r = row0 + ty + ty_count * i
             for j in range(nx):
@@ -352,6 +399,8 @@ def weight_gradient(
     rows, columns = tile.rows, tile.columns
     threads = tx_count * ty_count
     zero, one = real(0), real(1)
+    clear, accumulate = product_steps(dtype, tile)
+    apply = _no_update if update is None else parameter_update(dtype, update, n_slots)
 
     def kernel(
         cursor, order, order_stride, n, batch_size, offset, gathered, A, D, at, fan_in, fan_out,
@@ -364,16 +413,11 @@ def weight_gradient(
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         thread = ty * tx_count + tx
         row0, column0 = cuda.blockIdx.y * rows, cuda.blockIdx.x * columns
-        first = cursor[BATCH] * batch_size + offset
-        count = min(min(cursor[BATCH] * batch_size + batch_size, n) - first, D.shape[0])
+        first, count = _piece(cursor, n, batch_size, offset, D.shape[0])
         listed = cursor[EPOCH] * order_stride + first
         if updating and totals[cursor[BATCH]] == 0:  # a batch without weight moves nothing
             return
-        for i in range(ny):
-            for j in range(nx):
-                acc[i, j] = zero
-                total[i, j] = zero
-        done = 0
+        done = clear(acc, total)
         for k0 in range(0, count, depth):
             for e in range(thread, depth * rows, threads):
                 k = e // rows
@@ -393,20 +437,7 @@ def weight_gradient(
                 if k0 + k < count and column0 + c < fan_out:
                     value = D[k0 + k, column0 + c]
                 right[k, c] = value
-            cuda.syncthreads()
-            for k in range(depth):
-                for i in range(ny):
-                    a = left[k, ty + ty_count * i]
-                    for j in range(nx):
-                        acc[i, j] += a * right[k, tx + tx_count * j]
-            cuda.syncthreads()
-            done += depth
-            if done == SUM_BLOCK:
-                done = 0
-                for i in range(ny):
-                    for j in range(nx):
-                        total[i, j] += acc[i, j]
-                        acc[i, j] = zero
+            done = accumulate(left, right, acc, total, tx, ty, done)
         for i in range(ny):
             r = row0 + ty + ty_count * i
             for j in range(nx):
@@ -423,7 +454,6 @@ def weight_gradient(
                     else:
                         gradient[p] = g
 
-    apply = _no_update if update is None else parameter_update(dtype, update, n_slots)
     matrix, vector = real_type[:, ::1], real_type[::1]
     return Kernel(
         kernel,
@@ -487,6 +517,15 @@ def _add_up(values, lanes, row, lane):
             values[row, lane] += values[row, lane + width]
         width >>= 1
     cuda.syncthreads()
+
+
+@cuda.jit(device=True)
+def _sum_of_block(partial, value):
+    """The sum of a number of each thread, for all of them; partial is (1, THREADS)."""
+    thread = cuda.threadIdx.x
+    partial[0, thread] = value
+    _add_up(partial, THREADS, 0, thread)
+    return partial[0, 0]
 
 
 @cuda.jit(device=True)
@@ -657,13 +696,43 @@ def softmax_row(dtype: np.dtype, value: Function, slope: Function) -> Function:
     return cuda.jit(device=True)(row_loss)
 
 
+def weighted_row(dtype: np.dtype, row_loss: Function) -> Function:
+    """A device function: a row's loss and delta, by its weight and its share of the batch's.
+
+    The row is that of number `place` in the epoch, order[listed]; its weighted loss goes to
+    row_losses[place]. LANES threads share it, and inactive ones have no row.
+    """
+    real = dtype.type
+    zero = real(0)
+
+    def loss(values, base, width, active, lane, row, partial, ranked, labels, targets, has_labels,
+             order, listed, place, weights, batch_weight, parameter, row_losses):  # fmt: skip
+        source = 0
+        weight = 0.0
+        share = zero
+        if active:
+            source = order[listed]
+            weight = weights[source]
+            if weight != 0:
+                share = real(weight / batch_weight)
+        row_loss(
+            values, base, width, active, lane, row, partial, ranked, labels, targets, has_labels,
+            source, share, parameter,
+        )  # fmt: skip
+        if active and lane == 0:
+            # A row of weight 0 counts for nothing, even where its loss is infinite.
+            row_losses[place] = weight * partial[row, 0] if weight != 0 else 0.0
+
+    return cuda.jit(device=True)(loss)
+
+
 def output_delta(dtype: np.dtype, row_loss: Function) -> Kernel:
     """From the logits Z (chunk * n_outputs,) to the deltas, in place, and each row's loss.
 
-    row_losses (n,) has the weighted losses in the order of the epoch. ``share`` of a row is its
-    weight over the batch's.
+    row_losses (n,) has the weighted losses in the order of the epoch.
     """
-    real, real_type = dtype.type, number(dtype)
+    real_type = number(dtype)
+    loss = weighted_row(dtype, row_loss)
 
     def kernel(
         cursor, order, order_stride, n, batch_size, offset, chunk, Z, n_outputs, labels, targets,
@@ -672,25 +741,13 @@ def output_delta(dtype: np.dtype, row_loss: Function) -> Kernel:
         partial = cuda.shared.array((ROWS, LANES), double)
         ranked = cuda.shared.array((ROWS, LANES), real_type)
         lane, row = cuda.threadIdx.x, cuda.threadIdx.y
-        first = cursor[BATCH] * batch_size + offset
-        count = min(min(cursor[BATCH] * batch_size + batch_size, n) - first, chunk)
+        first, count = _piece(cursor, n, batch_size, offset, chunk)
         r = cuda.blockIdx.x * ROWS + row
-        active = r < count
-        source = 0
-        weight = 0.0
-        share = real(0)
-        if active:
-            source = order[cursor[EPOCH] * order_stride + first + r]
-            weight = weights[source]
-            if weight != 0:
-                share = real(weight / totals[cursor[BATCH]])
-        row_loss(
-            Z, r * n_outputs, n_outputs, active, lane, row, partial, ranked, labels, targets,
-            has_labels, source, share, parameter,
+        loss(
+            Z, r * n_outputs, n_outputs, r < count, lane, row, partial, ranked, labels, targets,
+            has_labels, order, cursor[EPOCH] * order_stride + first + r, first + r, weights,
+            totals[cursor[BATCH]], parameter, row_losses,
         )  # fmt: skip
-        if active and lane == 0:
-            # A row of weight 0 counts for nothing, even where its loss is infinite.
-            row_losses[first + r] = weight * partial[row, 0] if weight != 0 else 0.0
 
     return Kernel(
         kernel,
@@ -764,10 +821,9 @@ def sum_batches() -> Kernel:
         end = min(batch * batch_size + batch_size, n)
         for r in range(batch * batch_size + thread, end, THREADS):
             total += values[order[listed + r]] if gathered else values[r]
-        partial[0, thread] = total
-        _add_up(partial, THREADS, 0, thread)
+        total = _sum_of_block(partial, total)
         if thread == 0:
-            sums[batch] = partial[0, 0]
+            sums[batch] = total
 
     return Kernel(
         kernel,
@@ -799,10 +855,9 @@ def finish_gradient(dtype: np.dtype) -> Kernel:
             gradient[p] = g
             wide = double(g)
             total += wide * wide
-        partial[0, thread] = total
-        _add_up(partial, THREADS, 0, thread)
+        total = _sum_of_block(partial, total)
         if thread == 0:
-            squares[cuda.blockIdx.x] = partial[0, 0]
+            squares[cuda.blockIdx.x] = total
 
     vector = real_type[::1]
     return Kernel(
@@ -837,9 +892,7 @@ def update_all(dtype: np.dtype, update: Function, n_slots: int) -> Kernel:
             total = 0.0
             for k in range(thread, N_PARTIALS, THREADS):
                 total += squares[k]
-            partial[0, thread] = total
-            _add_up(partial, THREADS, 0, thread)
-            norm = math.sqrt(partial[0, 0])
+            norm = math.sqrt(_sum_of_block(partial, total))
             if norm > clip_norm:
                 scale = real(clip_norm / norm)
         for p in range(cuda.blockIdx.x * THREADS + thread, size, cuda.gridDim.x * THREADS):
@@ -876,10 +929,9 @@ def square_weights(dtype: np.dtype) -> Kernel:
             if decays[p] != 0:
                 wide = double(parameters[p])
                 total += wide * wide
-        partial[0, thread] = total
-        _add_up(partial, THREADS, 0, thread)
+        total = _sum_of_block(partial, total)
         if thread == 0:
-            squares[cuda.blockIdx.x] = partial[0, 0]
+            squares[cuda.blockIdx.x] = total
 
     return Kernel(kernel, (real_type[::1], types.uint8[::1], double[::1]))
 
@@ -893,10 +945,9 @@ def keep_squares() -> Kernel:
         total = 0.0
         for k in range(thread, N_PARTIALS, THREADS):
             total += squares[k]
-        partial[0, thread] = total
-        _add_up(partial, THREADS, 0, thread)
+        total = _sum_of_block(partial, total)
         if thread == 0:
-            kept[cursor[STEP]] = partial[0, 0]
+            kept[cursor[STEP]] = total
 
     return Kernel(kernel, (index[::1], double[::1], double[::1]))
 
@@ -955,10 +1006,7 @@ def convert(target: Any) -> Any:
     return kernel
 
 
-TARGET_KINDS = ("real", "nonnegative", "unit", "sign", "classes")
-"""Of `LossRow.target_kind`; kernels know them by their places."""
-
-REAL, NONNEGATIVE, UNIT, SIGN, CLASSES = range(5)
+REAL, NONNEGATIVE, UNIT, SIGN, CLASSES = range(len(TARGET_KINDS))
 
 
 def find_wrong_targets(dtype: np.dtype) -> Kernel:
@@ -1017,9 +1065,7 @@ def perceptron(dtype: np.dtype) -> Kernel:
                 total = zero
                 for i in range(thread, n_features, THREADS):
                     total += X[row, i] * weights[i, j]
-                partial[0, thread] = total
-                _add_up(partial, THREADS, 0, thread)
-                fires = 1 if partial[0, 0] + bias[j] > zero else 0
+                fires = 1 if _sum_of_block(partial, total) + bias[j] > zero else 0
                 error = int(t[row, j]) - fires
                 # Everybody has read the score before the bias moves and the next one is summed.
                 cuda.syncthreads()

@@ -8,8 +8,8 @@ threads, without a GPU.
 from __future__ import annotations
 
 import importlib
-import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -182,6 +182,46 @@ def configured(compiled: Any, grid: Any, block: Any, shared_bytes: int = 0) -> C
         return compiled[grid, block, 0, shared_bytes]
 
 
+def result_type(function: Any, argument_types: tuple[Any, ...]) -> Any:
+    """Numba's type of what a device function returns for such arguments, compiled for that.
+
+    Raises
+    ------
+    ValueError
+        It does not compile, or it can raise: on a GPU that would end the thread and leave the
+        result undefined, in silence. The message has the place and the reason.
+    """
+    from fastnn.tables.compiled import place_of, reason_of
+
+    plain = function.py_func
+    try:
+        compiled = function.compile_device(argument_types)
+    except Exception as error:  # not only Numba's own
+        raise ValueError(reason_of(error, plain)) from error
+    if _can_fail(compiled.library):
+        place, what = place_of(plain), "a function that it calls can raise an exception"
+        for kind, _, location in compiled.call_helper.exceptions.values():
+            place = place if location is None else f"{location[1]}, line {location[2]}"
+            what = f"it can raise {kind.__name__}"
+        raise ValueError(f"{place}: {what}, which code on a GPU cannot")
+    return compiled.signature.return_type
+
+
+def _can_fail(library: Any) -> bool:
+    """Whether a device function may return another status than 0; exceptions count from 1."""
+    if not re.search(r"\bret i32 [1-9]", library.get_llvm_str()):
+        return False
+    # What the optimizer has left of it: a range of constants, for one, raises nothing.
+    ptx = library.get_asm_str(cc=tuple(cuda.get_current_device().compute_capability)[:2])
+    returned = set(re.findall(r"st\.param\.b32\s+\[func_retval0(?:\+0)?\],\s*(\S+);", ptx))
+    written = [
+        how
+        for register in returned
+        for how in re.findall(rf"(?m)^\s*(?:@\S+\s+)?([\w.]+)\s+{register}\b,?\s*(.*);", ptx)
+    ]
+    return set(written) != {("mov.u32", "0")}
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 
@@ -271,27 +311,3 @@ def _from_dlpack(value: Any) -> _Foreign:
 def synchronize() -> None:
     """Wait for everything that has been launched."""
     cuda.synchronize()
-
-
-# The simulator ------------------------------------------------------------------------------------
-
-
-class _Math:
-    """`math` for the simulator: infinity and NaN where Python's raises, float32 stays float32."""
-
-    def __getattr__(self, name: str) -> Any:
-        on_arrays = getattr(np, name, None)
-        if not isinstance(on_arrays, np.ufunc):
-            on_numbers = getattr(math, name)
-            if not callable(on_numbers):
-                return on_numbers
-            return lambda x, *more: type(x)(on_numbers(x, *more))
-
-        def quiet(*numbers: Any) -> Any:
-            with np.errstate(all="ignore"):
-                return on_arrays(*numbers)
-
-        return quiet
-
-
-SIMULATED_MATH = _Math()

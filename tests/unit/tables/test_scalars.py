@@ -25,7 +25,7 @@ from fastnn.tables.optimizers import (
     RMSprop,
     Rprop,
 )
-from fastnn.tables.scalars import with_constants
+from fastnn.tables.scalars import ieee_math, with_constants
 
 ROWS = {**ACTIVATIONS, "exp": LINKS["exp"]}
 # N1, N5, N6: pre-activations that overflow exp, and what lies between.
@@ -276,6 +276,41 @@ def test_replaced_globals():
     class Doubling:
         tanh = staticmethod(lambda z: 2 * z)
 
-    f = with_constants(ACTIVATIONS["tanh"].scalar, np.float64, {"math": Doubling})
+    f = with_constants(ACTIVATIONS["tanh"].scalar, np.float64, Doubling)
     assert f(3.0) == 6
     assert ACTIVATIONS["tanh"].scalar(0.0) == 0
+
+
+def test_what_is_read_from_outside_has_the_dtype():
+    """Whatever a float64 may come from: `math`, tuples, arrays, conversions."""
+    table, pair, sine, real, whole = np.array([0.5, 3.0]), (0.25, 2.0), math.sin, float, int
+
+    def f(z, i):
+        low = z if z > -math.inf else math.nan
+        return sine(low) + table[1] * (0.5, 0.75)[i] + pair[0] * math.pi + real(whole(z))
+
+    exact = math.sin(2.5) + 3.0 * 0.75 + 0.25 * math.pi + 2
+    for dtype, kind in ((np.float32, types.float32), (np.float64, types.float64)):
+        compiled = numba.njit(error_model="numpy")(with_constants(f, dtype))
+        compiled.compile((kind, types.int64))
+        assert compiled.nopython_signatures[0].return_type == kind
+        assert compiled(dtype(2.5), 1) == pytest.approx(exact, rel=float(4 * np.finfo(dtype).eps))
+
+
+def test_math_for_plain_python_keeps_the_dtype_and_never_raises():
+    with np.errstate(all="ignore"):
+        for dtype in (np.float32, np.float64):
+            own = ieee_math(dtype)
+            for got, expected in (
+                (own.exp(dtype(1e4)), math.inf),
+                (own.log(dtype(-1)), math.nan),
+                (own.lgamma(dtype(-1)), math.nan),
+                (own.gamma(dtype(1e4)), math.inf),
+                (own.erf(dtype(0.5)), dtype(math.erf(0.5))),
+                (own.acos(dtype(0.25)), dtype(math.acos(0.25))),
+                (own.floor(dtype(2.5)), 2.0),
+                (own.inf, math.inf),
+                (own.pi, dtype(math.pi)),
+            ):
+                assert type(got) is dtype
+                np.testing.assert_allclose(got, expected, rtol=2 * np.finfo(dtype).eps)
