@@ -68,6 +68,12 @@ const fnn_kernels *fnn_kernels_for(int isa, int dtype) {
     return fnn_isa_available(isa) ? tables[isa][dtype] : 0;
 }
 
+const fnn_kernels *fnn_kernels_for_net(int isa, int dtype, ptrdiff_t widest) {
+    const ptrdiff_t lanes_of_avx2 = dtype == FNN_F32 ? 8 : 4;
+    if (isa == FNN_ISA_avx512 && widest <= lanes_of_avx2) isa = FNN_ISA_avx2;
+    return fnn_kernels_for(isa, dtype);
+}
+
 #define SLOT(ret, name, args) {#name, offsetof(fnn_kernels, name)},
 static const struct {
     const char *name;

@@ -157,6 +157,9 @@ int fnn_isa_available(int isa);
 /* The best instruction set that the machine has. */
 int fnn_isa_best(void);
 const fnn_kernels *fnn_kernels_for(int isa, int dtype);
+/* The same, for a net with no layer of more than `widest` outputs: where half a vector holds them, the kernels with half
+ * the lanes are faster, and their bits are the same. */
+const fnn_kernels *fnn_kernels_for_net(int isa, int dtype, ptrdiff_t widest);
 /* Slots by number, for tests that call them directly: name (NULL past the end) and address. */
 const char *fnn_slot_name(int slot);
 void *fnn_slot_address(int isa, int dtype, int slot);

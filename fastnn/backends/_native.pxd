@@ -127,6 +127,7 @@ cdef extern from "fastnn.h" nogil:
     int fnn_isa_available(int)
     int fnn_isa_best()
     const fnn_kernels *fnn_kernels_for(int, int)
+    const fnn_kernels *fnn_kernels_for_net(int, int, Py_ssize_t)
     const char *fnn_slot_name(int)
     void *fnn_slot_address(int, int, int)
     const char *fnn_activation_name(int)

@@ -310,7 +310,7 @@ cdef class NativePlan:
         if self.layers == NULL:
             raise MemoryError()
         self.net.dtype = FNN_F32 if is_float32 else FNN_F64
-        self.net.k = KERNELS[self.net.dtype]
+        self.net.k = fnn_kernels_for_net(ISA, self.net.dtype, max(layer_sizes[1:]))
         self.net.item_bytes = 4 if is_float32 else 8
         self.net.n_layers = n
         self.net.n_inputs = layer_sizes[0]
