@@ -781,21 +781,27 @@ class _BaseMLP(BaseEstimator, ABC):
                 X = np.array(X)
             except ValueError:  # of different lengths
                 return None
-        if type(X) is not np.ndarray or X.ndim != 2:
+        sparse = sp.issparse(X) and X.format == "csr" and X.ndim == 2
+        if not sparse and (type(X) is not np.ndarray or X.ndim != 2):
             return None
-        outputs = net.predict(X)
+        outputs = None if sparse else net.predict(X)
         if outputs is not None:
             return outputs
         if (
             X.dtype.char not in "fdbBhHiIlLqQ"
             or not X.dtype.isnative
-            or len(X) == 0
+            or X.shape[0] == 0
             or X.shape[1] != net.plan.n_features
         ):
             return None
         plan, parameters = self._dtype_for(X, net)
-        outputs = np.empty((len(X), plan.n_outputs), plan.dtype)
+        outputs = np.empty((X.shape[0], plan.n_outputs), plan.dtype)
         n_threads = n_threads_of(self.n_threads)
+        if sparse:
+            rows = SparseRows(X, plan.dtype)
+            if not np.isfinite(rows.data).all():
+                return None
+            return BACKEND.predict(plan, parameters, rows, outputs, n_threads)
         done = BACKEND.predict_checked(plan, parameters, X, outputs, n_threads)
         return outputs if done else None
 
@@ -963,7 +969,7 @@ class _BaseMLP(BaseEstimator, ABC):
         check_is_fitted(self)
         params = self.get_params(deep=False)
         theirs = self._sklearn_class().get_params(deep=False)
-        for name in set(params) - set(theirs):
+        for name in [name for name in params if name not in theirs]:
             default = _EXTRAS.get(name, "log_loss")
             if name not in ("n_threads", "progress", "dtype") and params[name] != default:
                 raise ValueError(f"scikit-learn has no {name}={params[name]!r}")
@@ -2302,7 +2308,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         def score(outputs: np.ndarray) -> float:
             if not np.isfinite(outputs).all():
                 return float("nan")
-            error = (w * (target - outputs) ** 2).sum(axis=0)
+            with np.errstate(over="ignore"):  # of a training that diverges
+                error = (w * (target - outputs) ** 2).sum(axis=0)
             if varied and error.all():
                 return float((1.0 - error / spread).mean())
             # A constant target: 1 where it is met, else 0, as r2_score has it.

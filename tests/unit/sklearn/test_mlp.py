@@ -7,6 +7,7 @@ is written beside each test.
 import copy
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ import scipy.sparse as sp
 
 pytest.importorskip("sklearn", "1.9")
 
+from sklearn import neural_network
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
 from sklearn.linear_model import LinearRegression
@@ -888,3 +890,40 @@ def test_the_short_way_to_predict(cls, dtype):
     for bad in (X[0], X[0].tolist(), [[1, 2], [3]], [["a"] * 4], [[1, 2, 3]], [], np.array(1.0)):
         with pytest.raises(ValueError):
             estimator.predict(bad)
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf", "width", "empty", "complex", "float16", "unsorted"])
+def test_sparse_rows_have_a_short_way_to_the_same_answers(kind):
+    """Answers and errors of one CSR matrix are those of scikit-learn's own estimator."""
+    random = np.random.RandomState(0)
+    dense = np.where(random.uniform(size=(40, 12)) < 0.3, random.randn(40, 12), 0.0)
+    y = dense[:, 0] > 0
+    settings = {"hidden_layer_sizes": (5,), "max_iter": 3, "random_state": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours, their = (
+            cls(**settings).fit(sp.csr_array(dense), y)
+            for cls in (MLPClassifier, neural_network.MLPClassifier)
+        )
+    rows = sp.csr_array(dense[:6])
+    if kind in ("nan", "inf"):
+        rows.data[3] = float(kind)
+    elif kind == "width":
+        rows = rows[:, :11]
+    elif kind == "empty":
+        rows = rows[:0]
+    elif kind == "complex":
+        rows = rows.astype(complex)
+    elif kind == "float16":
+        rows.data = rows.data.astype(np.float16)
+    else:
+        rows.indices[:] = rows.indices[::-1].copy()
+        rows.indptr[1:] = len(rows.data)
+        rows.has_sorted_indices = rows.has_canonical_format = True
+    try:
+        expected = their.predict_proba(rows)
+    except (TypeError, ValueError) as error:
+        with pytest.raises(type(error), match=re.escape(str(error).splitlines()[0])):
+            ours.predict_proba(rows)
+    else:
+        np.testing.assert_allclose(ours.predict_proba(rows), expected, rtol=1e-6)
