@@ -1408,8 +1408,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     resume : bool, default False
         With warm_start: go on where the fit before ended, with its optimizer's state, random
         stream, hold-out and patience, so that k fits of one epoch and one of k epochs are the same
-        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights, and
-        a pickle has no hold-out: set it before the first fit.
+        bit for bit. Without it, as in scikit-learn, a warm start begins with a fresh optimizer and
+        fresh random numbers, and a pickle has no hold-out: set it before the first fit.
     max_seconds : float, optional
         Stop after the first epoch that ends later.
     callbacks : list, optional
@@ -2065,8 +2065,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     resume : bool, default False
         With warm_start: go on where the fit before ended, with its optimizer's state, random
         stream, hold-out and patience, so that k fits of one epoch and one of k epochs are the same
-        bit for bit. Without it scikit-learn's warm start begins anew with all but the weights, and
-        a pickle has no hold-out: set it before the first fit.
+        bit for bit. Without it, as in scikit-learn, a warm start begins with a fresh optimizer and
+        fresh random numbers, and a pickle has no hold-out: set it before the first fit.
     max_seconds : float, optional
         Stop after the first epoch that ends later.
     callbacks : list, optional
