@@ -1391,9 +1391,16 @@ def _node_of(code: CodeType, tree: ast.AST) -> ast.FunctionDef | ast.Lambda | No
             begin = node.body.lineno, node.body.col_offset
             end = node.body.end_lineno, node.body.end_col_offset
             inside = all(begin <= (p[0], p[2]) and (p[1], p[3]) <= end for p in places)
-            if inside and places and begin > innermost:
+            if not places:  # Python 3.12 says of no constant where it is returned
+                inside = node.lineno == code.co_firstlineno and _is_compiled_to(node, code)
+            if inside and begin > innermost:
                 best, innermost = node, begin
     return best
+
+
+def _is_compiled_to(node: ast.Lambda, code: CodeType) -> bool:
+    alone = compile(ast.Expression(node), code.co_filename, "eval", dont_inherit=True)
+    return any(_same_code(inner, code) for inner in _codes(alone))
 
 
 def _same_code(a: CodeType, b: CodeType) -> bool:
