@@ -271,7 +271,7 @@ static ptrdiff_t N(perceptron_rows)(const void *const *rows, ptrdiff_t n_rows, p
     for (ptrdiff_t i = 0; i < n_later; i++) __builtin_prefetch(targets[n_rows + i]);
     if (2 * n_outputs <= LANES && fan_in <= FNN_BLOCK && n_rows > 1) {
         for (ptrdiff_t i = 0; i < n_later; i++)
-            for (ptrdiff_t k = 0; k < fan_in; k += 64 / (ptrdiff_t)sizeof(REAL)) __builtin_prefetch(later[i] + k);
+            for (ptrdiff_t k = 0; k < fan_in; k += 64 / (ptrdiff_t)sizeof(REAL)) __builtin_prefetch(later[i] + k, 0, 1);
         for (ptrdiff_t i = 0; i < n_rows; i += NR)
             mistakes += N(perceptron_narrow)(&job, i, N(least)(NR, n_rows - i), s);
         return mistakes;
