@@ -207,7 +207,11 @@ def fastest(call, n=50):
 
 def update_seconds(optimizer):
     """Of one parameter, where all lies in the first cache."""
-    return fastest(Kernels().update(optimizer, 1024).call, 2000) / 1024
+    few, many = 512, 2048  # their difference is without the call
+    few_seconds, many_seconds = (
+        fastest(Kernels().update(optimizer, n).call, 2000) for n in (few, many)
+    )
+    return (many_seconds - few_seconds) / (many - few)
 
 
 def read_bytes_per_second():
