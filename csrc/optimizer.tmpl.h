@@ -1,7 +1,8 @@
 /* Optimizers: the update of a block of parameters from its gradient, and the passes over whole gradients.
  *
  * The gradient that an optimizer sees is scale * (gradient + l2 * w). Parameters, state slots: n_rows rows of n_cols
- * values, ldw elements apart (the slots lds, where they lie otherwise); the gradient likewise with ldg. Lanes are independent: any split gives the same bits. */
+ * values, ldw elements apart (the slots lds, where they lie otherwise); the gradient likewise with ldg. Lanes are
+ * independent: any split gives the same bits. */
 
 #define H(k) h[k]
 #define OPTIMIZER(name, n_slots, n_scalars, ...)                                                                       \

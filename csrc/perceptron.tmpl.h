@@ -223,7 +223,8 @@ INLINE REAL N(doubt)(ptrdiff_t n) {
     return (REAL)(blocks + estimate + 64) * EPSILON;
 }
 
-/* Up to GROUP rows from `first` on; later: NULL, or as many that will come. norms: at least |w| of each unit, kept so. work: (n_outputs + 1) * GROUP values. */
+/* Up to GROUP rows from `first` on; later: NULL, or as many that will come. norms: at least |w| of each unit, kept so.
+ * work: (n_outputs + 1) * GROUP values. */
 static ptrdiff_t N(perceptron_group)(const N(perceptron_job) * job, ptrdiff_t first, ptrdiff_t n_rows,
                                      const REAL *const *later, REAL *norms, REAL *work) {
     const REAL *const *rows = job->rows + first;
