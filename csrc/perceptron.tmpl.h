@@ -37,7 +37,7 @@ typedef struct {
     REAL rate, *w, *bias;
 } N(perceptron_job);
 
-/* What a mistake does to a unit. */
+/* What a mistake does to a unit. Not add_scaled, which rounds once: the bits would be others. */
 static void N(correct)(const N(perceptron_job) * job, const REAL *x, ptrdiff_t j, REAL step) {
     REAL *w = job->w + j * job->fan_in;
     const V s = K(step);

@@ -822,7 +822,8 @@ class _BaseMLP(BaseEstimator, ABC):
         if output is not None:
             plan = replace(plan, output=output)
         outputs = np.empty((X.shape[0], plan.n_outputs), plan.dtype)
-        _predict(plan, parameters, X, outputs, n_threads_of(self.n_threads))
+        rows = _readable(X, plan.dtype)
+        BACKEND.predict(plan, parameters, rows, outputs, n_threads_of(self.n_threads))
         return outputs
 
     def hidden_layer_outputs(self, X: Any) -> list[np.ndarray]:
@@ -1133,7 +1134,8 @@ class _Watch:
         if self.outputs is None:
             self.outputs = np.empty((len(rows), plan.n_outputs), plan.dtype)
             self.score = self.estimator._scorer(rows.y, rows.weight)
-        _predict(plan, parameters, rows.X, self.outputs, self.n_threads)
+        X = rows.readable(plan.dtype)
+        BACKEND.predict(plan, parameters, X, self.outputs, self.n_threads)
         return loss, self.score(self.outputs)
 
     def should_stop(self) -> bool:
@@ -1317,11 +1319,6 @@ def _digest(parameters: np.ndarray) -> bytes:
     return hashlib.blake2b(parameters.data).digest()
 
 
-def _predict(plan: Plan, parameters: np.ndarray, X: Any, out: np.ndarray, n_threads: int) -> None:
-    """Write the outputs of checked rows."""
-    BACKEND.predict(plan, parameters, _readable(X, plan.dtype), out, n_threads)
-
-
 def _readable(X: Any, dtype: np.dtype) -> Any:
     """Checked rows as the backend reads them."""
     if sp.issparse(X):
@@ -1494,8 +1491,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     Searches with n_jobs over functions of your own want ``joblib.parallel_config("threading")``:
     worker processes do not know them, and training holds no lock that threads would wait for.
 
-    Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
-    `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
+    Sparse X stays sparse: the first layer reads what is stored of each row.
 
     References
     ----------
@@ -2148,8 +2144,7 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     Searches with n_jobs over functions of your own want ``joblib.parallel_config("threading")``:
     worker processes do not know them, and training holds no lock that threads would wait for.
 
-    Sparse X stays sparse: the first layer reads what is stored of each row. With dropout, and for
-    `hidden_layer_outputs` and `input_gradient`, rows become dense by the batch.
+    Sparse X stays sparse: the first layer reads what is stored of each row.
 
     References
     ----------
