@@ -10,28 +10,22 @@ import pytest
 
 pytest.importorskip("sklearn", "1.9")
 
-from sklearn.exceptions import ConvergenceWarning
+from estimators import BOTH
 
 from fastnn.sklearn import MLPClassifier, MLPRegressor, Perceptron
+
+pytestmark = pytest.mark.usefixtures("no_convergence_warnings")
 
 X = np.random.RandomState(0).randn(40, 3)
 Y3 = np.digitize(X[:, 0], [-0.5, 0.5])
 T = np.sin(X[:, 0]) + X[:, 1]
 NAN = np.where(np.arange(120).reshape(40, 3) == 50, np.nan, X)
-BOTH = [MLPClassifier, MLPRegressor]
 MODES = {
     "fit": {},
     "resume": {"warm_start": True, "resume": True},
     "own stream": {"warm_start": True, "random_state": np.random.RandomState(3)},
     "partial_fit": {},
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_convergence_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 class Failing:

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 
 pytest.importorskip("sklearn", "1.9")
 
+from estimators import BOTH, flat
 from sklearn import neural_network
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning, NotFittedError
@@ -29,16 +30,9 @@ from sklearn.utils.class_weight import compute_sample_weight
 import fastnn
 from fastnn.sklearn import MLPClassifier, MLPRegressor
 
-BOTH = [MLPClassifier, MLPRegressor]
+pytestmark = pytest.mark.usefixtures("no_convergence_warnings")
+
 SOLVERS = ["sgd", "adam", "lbfgs"]
-
-
-@pytest.fixture(autouse=True)
-def _no_convergence_warnings():
-    """Fits of a few epochs do not converge, and need not."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 def rows(n=40, seed=0):
@@ -59,10 +53,6 @@ def targets(cls):
 def make(cls, **params):
     params = {"hidden_layer_sizes": (6,), "max_iter": 5, "random_state": 0, **params}
     return cls(**params)
-
-
-def flat(estimator):
-    return np.concatenate([a.ravel() for a in (*estimator.coefs_, *estimator.intercepts_)])
 
 
 def equal(a, b):

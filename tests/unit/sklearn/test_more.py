@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("sklearn", "1.9")
 
+from estimators import BOTH, flat
 from sklearn import neural_network as theirs
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, QuantileRegressor
 
 import fastnn
@@ -20,20 +20,14 @@ from fastnn.sklearn import MLPClassifier, MLPRegressor
 from fastnn.tables.activations import ACTIVATIONS
 from fastnn.tables.optimizers import OPTIMIZERS
 
-BOTH = [MLPClassifier, MLPRegressor]
+pytestmark = pytest.mark.usefixtures("no_convergence_warnings")
+
 X = np.random.RandomState(0).randn(60, 4)
 Y = (X[:, 0] + 0.5 * X[:, 1] > 0).astype(int)
 Y3 = np.digitize(X[:, 0], [-0.5, 0.5])
 L = np.column_stack([X[:, 0] > 0, X[:, 1] > 0, X[:, 2] + X[:, 3] > 0]).astype(int)
 T = np.sin(X[:, 0]) + X[:, 1]
 T2 = np.column_stack([T, X[:, 2] ** 2])
-
-
-@pytest.fixture(autouse=True)
-def _no_convergence_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 def targets(cls):
@@ -43,10 +37,6 @@ def targets(cls):
 def make(cls, **params):
     params = {"hidden_layer_sizes": (6,), "max_iter": 5, "random_state": 0, **params}
     return cls(**params)
-
-
-def flat(estimator):
-    return np.concatenate([a.ravel() for a in (*estimator.coefs_, *estimator.intercepts_)])
 
 
 # Activations and losses -----------------------------------------------------------------------

@@ -7,7 +7,6 @@ import math
 import pickle
 import subprocess
 import sys
-import warnings
 
 import joblib
 import numpy as np
@@ -15,12 +14,14 @@ import pytest
 
 pytest.importorskip("sklearn", "1.9")
 
+from estimators import BOTH, flat
 from sklearn.base import clone
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 import fastnn
 from fastnn.sklearn import MLPClassifier, MLPRegressor
+
+pytestmark = pytest.mark.usefixtures("no_convergence_warnings")
 
 SNAKE = fastnn.Activation("sk_snake", lambda z: z + math.sin(z) ** 2)
 TANH = fastnn.Activation("sk_tanh", lambda z: math.tanh(z), lambda z, y: 1.0 - y * y)
@@ -44,20 +45,12 @@ DEVIANCE = fastnn.Loss(
 )
 RHO = fastnn.Loss("sk_rho", lambda y, t: -math.log1p(y * t), domain=(-1, 1), target_kind="sign")
 
-BOTH = [MLPClassifier, MLPRegressor]
 SOLVERS = ["sgd", "adam", "rmsprop", "lbfgs"]
 X = np.random.RandomState(0).randn(60, 3)
 Y = (X[:, 0] + 0.5 * X[:, 1] > 0).astype(int)
 Y3 = np.digitize(X[:, 0], [-0.5, 0.5])
 LABELS = np.column_stack([X[:, 0] > 0, X[:, 1] > 0]).astype(int)
 T = np.sin(X[:, 0]) + X[:, 1]
-
-
-@pytest.fixture(autouse=True)
-def _no_convergence_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 def targets(cls):
@@ -67,10 +60,6 @@ def targets(cls):
 def make(cls, **params):
     params = {"hidden_layer_sizes": (5, 4), "max_iter": 5, "random_state": 0, **params}
     return cls(**params)
-
-
-def flat(estimator):
-    return np.concatenate([a.ravel() for a in (*estimator.coefs_, *estimator.intercepts_)])
 
 
 def close(a, b):

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import joblib
 import numpy as np
@@ -10,11 +9,12 @@ import pytest
 
 pytest.importorskip("sklearn", "1.9")
 
-from sklearn.exceptions import ConvergenceWarning
+from estimators import BOTH
 
 from fastnn.sklearn import MLPClassifier, MLPRegressor, Perceptron
 
-BOTH = [MLPClassifier, MLPRegressor]
+pytestmark = pytest.mark.usefixtures("no_convergence_warnings")
+
 N = 3000
 X = np.random.RandomState(0).randn(N, 12)
 Y = (X[:, 0] > 0).astype(int)
@@ -22,13 +22,6 @@ T = X[:, 0] + X[:, 1]
 FEW_KIB = 6 * 1024  # names, settings, curves, and 2.5 KiB of a Mersenne Twister
 HELD = {"early_stopping": True}
 RESUME = {"warm_start": True, "resume": True}
-
-
-@pytest.fixture(autouse=True)
-def _no_convergence_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        yield
 
 
 def targets(cls):
