@@ -1,6 +1,7 @@
 """The Numba backend: the native bits where it promises them, any X, Ctrl-C, no extension."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -208,25 +209,26 @@ def test_another_thread_runs_and_stops_it(monkeypatch):
     model = fastnn.MLP([30, 64, 2], dtype="float64", seed=0, backend="numba")
     trainer, X, y = long_training(model)
     trainer.fit(X[:200], y[:200], epochs=1)  # compiles
-    results = []
+    results, trained = [], queue.SimpleQueue()
     train = NUMBA.train
 
-    def recorded(_, *arguments):
-        results.append(train(*arguments))
+    def recorded(plan, parameters, *arguments):
+        trained.put((parameters, parameters.copy()))
+        results.append(train(plan, parameters, *arguments))
         return results[-1]
 
     monkeypatch.setattr(numba_cpu, "_Pacer", Pacer)
-    monkeypatch.setattr(type(NUMBA), "train", recorded)
-    done = threading.Event()
+    monkeypatch.setattr(NUMBA, "train", recorded)
 
     def stop():
-        while not done.wait(0.1):  # until it has begun, and cleared what was asked before
-            trainer.stop()
+        parameters, before = trained.get()
+        while np.array_equal(parameters, before):  # its first step is not done
+            time.sleep(0.001)
+        trainer.stop()
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     history = trainer.fit(X, y, epochs=100_000)
-    done.set()
     thread.join()
     # A flag that could only be set between two calls would end the second before its first step.
     assert results[-1].status == "stopped"

@@ -642,14 +642,28 @@ def test_stop_from_a_callback(make):
     assert state(trainer) == state(twin)
 
 
+def stop_once_it_trains(trainer, seconds):
+    """A started thread that stops ``trainer`` so long after its next step (a fit forgets earlier)."""
+    before = trainer.model.parameters.copy()
+
+    def stop():
+        while np.array_equal(trainer.model.parameters, before):
+            time.sleep(0.001)
+        time.sleep(seconds)
+        trainer.stop()
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    return thread
+
+
 def test_stop_from_another_thread(make):
     trainer = make()
-    timer = threading.Timer(0.3, trainer.stop)
-    timer.start()
+    thread = stop_once_it_trains(trainer, 0.3)
     start = time.perf_counter()
     history = trainer.fit(X, Y, epochs=10**7)
     assert time.perf_counter() - start < 5
-    timer.join()
+    thread.join()
     assert 0 < len(history) == trainer.epoch < 10**7
     assert trainer.n_steps >= 6 * trainer.epoch
     assert np.isfinite(trainer.model.parameters).all()
@@ -666,10 +680,9 @@ def test_stop_leaves_the_parameters_of_its_last_step(dtype, width):
         return Trainer(model, optimizer="sgd", batch_size=32, shuffle=False, n_threads=1)
 
     stopped, replay = trainer(), trainer()
-    timer = threading.Timer(0.02, stopped.stop)
-    timer.start()
+    thread = stop_once_it_trains(stopped, 0.02)
     stopped.fit(rows, targets, epochs=10**6)
-    timer.join()
+    thread.join()
     replay.fit(rows, targets, epochs=stopped.n_steps // 2)
     for _ in range(stopped.n_steps % 2):
         replay.step(rows[:32], targets[:32])
