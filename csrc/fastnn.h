@@ -287,6 +287,10 @@ typedef void (*fnn_task)(void *context, int thread, int n_threads, fnn_barrier *
 void fnn_run(fnn_task task, void *context, int n_threads, int may_spin);
 /* Returns when all n threads have called it. What each wrote before is seen by all after. */
 void fnn_barrier_wait(fnn_barrier *barrier);
+/* A second barrier, for the team's first threads: all of them, until thread 0 resizes it, between their last meeting there
+ * and the next of all at `barrier`. */
+fnn_barrier *fnn_barrier_of_first(fnn_barrier *barrier);
+void fnn_barrier_resize(fnn_barrier *first, int n_threads);
 /* A flag that another thread may set at any time. */
 int fnn_flag_get(const int32_t *flag);
 void fnn_flag_set(int32_t *flag);

@@ -2,7 +2,10 @@
  *
  * The gradient that an optimizer sees is scale * (gradient + l2 * w). Parameters, state slots: n_rows rows of n_cols
  * values, ldw elements apart (the slots lds, where they lie otherwise); the gradient likewise with ldg. Lanes are
- * independent: any split gives the same bits. */
+ * independent: any split gives the same bits.
+ *
+ * What an update leaves is zero or a normal number: of a weight that has no gradient any more, the momentum would shrink to
+ * a subnormal number and, rounded, stay there. */
 
 #define H(k) h[k]
 #define OPTIMIZER(name, n_slots, n_scalars, ...)                                                                       \
@@ -17,9 +20,9 @@
                 V a = n_slots > 0 ? N(load_n)(slot_a + at, m) : (V){0};                                                \
                 V b = n_slots > 1 ? N(load_n)(slot_b + at, m) : (V){0};                                                \
                 __VA_ARGS__                                                                                            \
-                N(store_n)(weights + r * ldw + i, w, m);                                                               \
-                if (n_slots > 0) N(store_n)(slot_a + at, a, m);                                                        \
-                if (n_slots > 1) N(store_n)(slot_b + at, b, m);                                                        \
+                N(store_n)(weights + r * ldw + i, FLUSH(w), m);                                                        \
+                if (n_slots > 0) N(store_n)(slot_a + at, FLUSH(a), m);                                                 \
+                if (n_slots > 1) N(store_n)(slot_b + at, FLUSH(b), m);                                                 \
             }                                                                                                          \
         break;                                                                                                         \
     }

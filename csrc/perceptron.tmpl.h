@@ -11,11 +11,9 @@
 
 #if IS_FLOAT
 #define EPSILON __FLT_EPSILON__
-#define LEAST_NORMAL __FLT_MIN__
 #define LARGEST __FLT_MAX__
 #else
 #define EPSILON __DBL_EPSILON__
-#define LEAST_NORMAL __DBL_MIN__
 #define LARGEST __DBL_MAX__
 #endif
 

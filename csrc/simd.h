@@ -8,9 +8,11 @@
 #if IS_FLOAT
 #define BITS uint32_t
 #define SBITS int32_t
+#define LEAST_NORMAL __FLT_MIN__
 #else
 #define BITS uint64_t
 #define SBITS int64_t
+#define LEAST_NORMAL __DBL_MIN__
 #endif
 
 typedef REAL N(vec) __attribute__((vector_size(VECTOR_BYTES)));
@@ -28,6 +30,7 @@ typedef SBITS N(sbits) __attribute__((vector_size(VECTOR_BYTES)));
 #define SIGN(a) N(sign)(a)
 #define CLIP(a, lo, hi) N(clip)(a, lo, hi)
 #define SEL_NUMBER(a, b) N(select_number)(a, b)
+#define FLUSH(a) N(flush)(a)
 #define K(c) N(splat)((REAL)(c))
 
 /* x - 0 keeps the sign of zero, where 0 + x would not. */
@@ -49,6 +52,10 @@ INLINE V N(abs)(V a) {
 /* -1, 0 or 1; NaN stays NaN. */
 INLINE V N(sign)(V a) {
     return SEL(a > K(0), K(1), SEL(a < K(0), K(-1), a * K(0)));
+}
+/* Zero in place of a subnormal number, with which some processors compute a hundred times more slowly. */
+INLINE V N(flush)(V a) {
+    return SEL(ABS(a) < K(LEAST_NORMAL), K(0), a);
 }
 INLINE V N(select_number)(V a, V b) {
     return SEL(a != a, a, b);

@@ -60,6 +60,7 @@ struct fnn_barrier {
     char pad1[64];
     unsigned generation;
     int sleepers;
+    fnn_barrier *first; /* of the team's first threads */
 };
 
 void fnn_barrier_wait(fnn_barrier *barrier) {
@@ -87,11 +88,30 @@ void fnn_barrier_wait(fnn_barrier *barrier) {
     lock_give(&barrier->lock);
 }
 
+static void barrier_init(fnn_barrier *barrier, fnn_barrier *first) {
+    lock_init(&barrier->lock);
+    condition_init(&barrier->all_here);
+    barrier->first = first;
+}
+
+static void barrier_destroy(fnn_barrier *barrier) {
+    condition_destroy(&barrier->all_here);
+    lock_destroy(&barrier->lock);
+}
+
+fnn_barrier *fnn_barrier_of_first(fnn_barrier *barrier) {
+    return barrier->first;
+}
+
+void fnn_barrier_resize(fnn_barrier *barrier, int n_threads) {
+    barrier->n_threads = barrier->missing = n_threads;
+}
+
 /* One fnn_run: the workers wait at the gate until it is known how many of them there are. */
 typedef struct {
     fnn_task task;
     void *context;
-    fnn_barrier barrier;
+    fnn_barrier barrier, first;
     int open, n_threads;
 } team;
 
@@ -142,12 +162,13 @@ void fnn_run(fnn_task task, void *context, int n_threads, int may_spin) {
     t.context = context;
     worker *workers = n_threads > 1 ? calloc((size_t)n_threads, sizeof *workers) : 0;
     if (!workers) {
-        t.barrier.n_threads = 1;
+        t.barrier.first = &t.first;
+        t.barrier.n_threads = t.first.n_threads = 1;
         task(context, 0, 1, &t.barrier);
         return;
     }
-    lock_init(&t.barrier.lock);
-    condition_init(&t.barrier.all_here);
+    barrier_init(&t.barrier, &t.first);
+    barrier_init(&t.first, 0);
 #if !defined(_WIN32)
     /* signals are the caller's business */
     sigset_t all, before;
@@ -164,15 +185,17 @@ void fnn_run(fnn_task task, void *context, int n_threads, int may_spin) {
     pthread_sigmask(SIG_SETMASK, &before, 0);
 #endif
     lock_take(&t.barrier.lock);
-    t.n_threads = t.barrier.n_threads = t.barrier.missing = n;
-    t.barrier.spins = may_spin ? SPINS : 0;
+    t.n_threads = n;
+    fnn_barrier_resize(&t.barrier, n);
+    fnn_barrier_resize(&t.first, n);
+    t.barrier.spins = t.first.spins = may_spin ? SPINS : 0;
     t.open = 1;
     condition_wake_all(&t.barrier.all_here);
     lock_give(&t.barrier.lock);
     task(context, 0, n, &t.barrier);
     for (int i = 1; i < n; i++) join(&workers[i]);
-    condition_destroy(&t.barrier.all_here);
-    lock_destroy(&t.barrier.lock);
+    barrier_destroy(&t.first);
+    barrier_destroy(&t.barrier);
     free(workers);
 }
 

@@ -8,6 +8,7 @@
 #undef V
 #undef FMA
 #undef SQRT
+#undef FLUSH
 #undef SEL
 #undef ABS
 #undef SIGN

@@ -181,6 +181,8 @@ cdef extern from "fastnn.h" nogil:
     void fnn_online_end(const fnn_online *, fnn_online_unit *)
     void fnn_run(fnn_task, void *, int, int)
     void fnn_barrier_wait(fnn_barrier *)
+    fnn_barrier *fnn_barrier_of_first(fnn_barrier *)
+    void fnn_barrier_resize(fnn_barrier *, int)
     int fnn_flag_get(const int32_t *)
     void fnn_flag_set(int32_t *)
     Py_ssize_t fnn_take(Py_ssize_t *, Py_ssize_t)

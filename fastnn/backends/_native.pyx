@@ -37,6 +37,8 @@ cdef enum:
     # Reading the clock takes as long as a fifth of their smallest epochs: one reading for so many epochs of one step.
     SMALL_EPOCHS_TIMED = 16
 
+    MAX_TEAMS = 32
+
 # Ctrl-C is looked for this often.
 cdef double SIGNAL_SECONDS = 0.05
 
@@ -65,6 +67,13 @@ cdef const fnn_kernels *KERNELS[2]
 KERNELS[0] = fnn_kernels_for(ISA, FNN_F32)
 KERNELS[1] = fnn_kernels_for(ISA, FNN_F64)
 
+# A call with several threads is one of turns this long. After FIRST_LOOK seconds it tries half the threads (or twice as
+# many) for a shorter one; later ever more seldom, and at once where a row takes SLOWER times as long as at the last look.
+cdef double TURN_SECONDS = 4e-3, LOOK_SECONDS = 1e-3, FIRST_LOOK = 4e-3
+cdef double LONGEST_WAIT = 2, LONGEST_WAIT_IN_PART = 0.25
+cdef double LOOKS_APART = 50   # times a look's own length, at least
+cdef double FASTER = 0.97, SLOWER = 1.15
+
 # Work (multiply-adds of a step or of a prediction) under which another thread costs more than it brings.
 cdef double WORK_PER_THREAD = 5e5
 
@@ -75,7 +84,10 @@ def isa():
 
 
 def set_work_per_thread(double multiply_adds):
-    """Set how much work another thread must have to be started; returns the old value. For tests: bits never depend on it."""
+    """Set how much work another thread must have to be started; returns the old value. For tests: bits never depend on it.
+
+    With 0, training changes its number of threads after every step or two.
+    """
     global WORK_PER_THREAD
     old = WORK_PER_THREAD
     WORK_PER_THREAD = multiply_adds
@@ -704,6 +716,30 @@ cdef enum Status:
 STATUS_NAMES = ("done", "stopped", "interrupted", "diverged", "bad rows")
 
 
+# Where a training call stands: each of its threads keeps the same one.
+cdef struct Progress:
+    Py_ssize_t epoch, start, batch, step   # start: the batch's first row in the epoch
+    double epoch_loss, epoch_weight, began
+    bint ended
+
+
+# What comes next: steps by the first threads, all others sleeping. No threads: the end.
+cdef struct Turn:
+    int n_threads
+    Py_ssize_t n_steps
+
+
+# What a row takes with all threads, half of them, and so on down to one: a neighbour may hold a core just now.
+cdef struct Pace:
+    int n_teams, at, looked_at             # looked_at: the team that is tried for a turn, or -1
+    int direction                          # of the next team that is tried
+    int teams[MAX_TEAMS]
+    double seconds[MAX_TEAMS]              # < 0: not known
+    double at_last_look                    # seconds[at] then
+    double next_look, wait
+    double scale                           # of all these times
+
+
 cdef struct Run:
     const Network *net
     Workspace *w
@@ -738,6 +774,9 @@ cdef struct Run:
     double clip_factor
     double next_look
     Py_ssize_t chunks_to_look, chunks_between_looks
+    Pace pace
+    Turn turns[2]                  # this one and the next, in turn
+    Progress progress              # at the end of the last turn
 
 
 cdef void look_around(Run *run) noexcept nogil:
@@ -914,130 +953,240 @@ cdef inline double batch_weight(const Run *run, const int64_t *order, Py_ssize_t
     return total
 
 
-cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
-    """What each thread of a training call does. Threads meet at barriers; every branch is taken by all or none."""
-    cdef Run *run = <Run *>context
+cdef void train_steps(Run *run, Progress *p, Py_ssize_t n_steps, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    """The next n_steps steps, or fewer to the end. Threads meet at barriers; every branch is taken by all or none."""
+    cdef Py_ssize_t _
+    for _ in range(n_steps):
+        if p.ended:
+            return
+        if p.start == 0:
+            p.epoch_loss = p.epoch_weight = 0
+            p.batch = 0
+            p.began = fnn_seconds() if t == 0 else 0
+            if t == 0 and run.snapshot != NULL:
+                copy_state(run, False)
+        train_step(run, p, t, n_threads, barrier)
+        if p.ended:
+            return
+        if p.start == run.n_samples:
+            if t == 0:
+                end_epoch(run, p)
+            fnn_barrier_wait(barrier)
+            p.start = 0
+            p.epoch += 1
+            p.ended = run.status == DIVERGED or p.epoch == run.n_epochs
+
+
+cdef void end_epoch(Run *run, const Progress *p) noexcept nogil:
+    """The books of an epoch, kept by the first thread. Parameters that are not finite go back to the epoch's first."""
+    if run.packed_only:
+        unpack_first(run.w, run.net)
+    run.losses[p.epoch] = p.epoch_loss / p.epoch_weight if p.epoch_weight > 0 else 0
+    run.seconds[p.epoch] = fnn_seconds() - p.began
+    if run.snapshot != NULL and not run.net.k.all_finite(run.net.n_parameters, run.parameters):
+        # not `quit`: a slower thread may still be about to look at that for the last step
+        run.status = DIVERGED
+        run.bad_epoch = p.epoch
+        run.bad_batch = p.batch - 1
+        copy_state(run, True)
+    else:
+        run.epochs_done = p.epoch + 1
+
+
+cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    """One step: its rows' forward and backward passes chunk by chunk, and the update. Sets p.ended where it is the last."""
     cdef const Network *net = run.net
     cdef Workspace *w = run.w
     cdef Layer *last = &w.layers[net.n_layers - 1]
     cdef void *scratch = w.scratch + t * w.scratch_bytes
-    cdef const DropoutKey *key
     cdef DropoutKey epoch_key = run.key
-    cdef Py_ssize_t epoch, start, chunk, stop, n, r, r0, r1, at, later, batch = 0
-    cdef Py_ssize_t step = 0
-    cdef const int64_t *order
-    cdef const double *scalars
-    cdef double total_weight, epoch_weight, epoch_loss, batch_loss, weight, began, l2
-    cdef fnn_loss loss = run.loss
     cdef bint update = run.optimizer >= 0, clip = run.clip_norm >= 0, done, moves, fetch
-    key = &epoch_key if net.has_dropout and update else NULL
-    pack(w, net, t, n_threads)
-    fnn_barrier_wait(barrier)
-    for epoch in range(run.n_epochs):
-        order = run.orders + epoch * run.n_samples if run.orders != NULL else NULL
-        fetch = order != NULL and run.source.rows != CSR
-        epoch_key.epoch = run.key.epoch + <uint64_t>epoch
-        epoch_loss = epoch_weight = 0
-        began = fnn_seconds() if t == 0 else 0
-        if t == 0 and run.snapshot != NULL:
-            copy_state(run, False)
-        batch = 0
-        start = 0
-        while start < run.n_samples:
-            stop = least(start + run.batch_size, run.n_samples)
-            total_weight = batch_weight(run, order, start, stop)
-            moves = total_weight > 0
-            loss.total_weight = total_weight if moves else 1
-            scalars = run.scalars + step * run.n_scalars if update else NULL
-            l2 = run.step_l2[step] if run.step_l2 != NULL else run.l2
-            batch_loss = 0
-            # Nobody writes to the weights before the next barrier.
-            if t == 0 and run.step_record != NULL:
-                run.step_record[2 * step + 1] = squared_weights(w, net)
-            chunk = start
-            while chunk < stop:
-                n = least(w.rows, stop - chunk)
-                done = chunk + n == stop
-                # rows: forward, loss, backward
-                r0 = n * t // n_threads
-                r1 = n * (t + 1) // n_threads
-                for r in range(r0, r1):
-                    w.samples[r] = order[chunk + r] if order != NULL else chunk + r
-                if r1 > r0:
-                    if run.check and epoch == 0:
-                        if fnn_first_bad_row(&run.source.x, w.samples, r0, r1, net.dtype) < r1:
-                            fnn_flag_set(&run.bad)
-                    point_rows(w, net, &run.source, r0, r1)
-                    forward(w, net, r0, r1, key, False, scratch)
-                    at = r0 * last.ld * net.item_bytes
-                    net.k.loss(&loss, r1 - r0, last.z + at, last.ld, w.samples + r0, last.delta + at, last.ld,
-                               w.row_loss + r0, scratch)
-                    if not run.loss_only:
-                        backward(w, net, r0, r1, key != NULL, scratch)
-                fnn_barrier_wait(barrier)
-                if run.check and epoch == 0 and fnn_flag_get(&run.bad):
-                    if t == 0:
-                        run.status = BAD_ROWS
-                        copy_state(run, True)
-                    return
-                # every thread sums the losses, row after row through the epoch: all see the same number
-                for r in range(n):
-                    weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
-                    if weight != 0:
-                        epoch_loss += weight * w.row_loss[r]
-                        batch_loss += weight * w.row_loss[r]
-                if not isfinite(epoch_loss):
-                    if t == 0:
-                        run.status = DIVERGED
-                        run.bad_epoch = epoch
-                        run.bad_batch = batch
-                        if run.snapshot != NULL:
-                            copy_state(run, True)
-                    if run.snapshot != NULL or run.loss_only:
-                        return
-                # tiles: gradient, update
-                if not run.loss_only and moves:
-                    later = least(w.rows, (least(stop + run.batch_size, run.n_samples) if done else stop) - (chunk + n))
-                    r0 = later * t // n_threads
-                    r1 = later * (t + 1) // n_threads
-                    gradients(run, n, chunk == start, done and update and not clip, scalars, l2, t, n_threads,
-                              order + chunk + n + r0, r1 - r0 if fetch else 0, scratch)
-                if t == 0:
-                    look_around(run)
-                    if done and not clip:
-                        run.steps_done = step + 1
-                fnn_barrier_wait(barrier)
-                if run.quit and not (done and clip):
-                    return
-                chunk += n
-            if clip and moves and update:
-                clip_and_update(run, scalars, l2, t, n_threads, barrier)
-            if clip and t == 0:
-                run.steps_done = step + 1
-            if run.quit:
-                return
-            if t == 0 and run.step_record != NULL:
-                run.step_record[2 * step] = batch_loss / loss.total_weight
-            epoch_weight += total_weight
-            batch += 1
-            step += 1
-            start = stop
-        if t == 0:
-            if run.packed_only:
-                unpack_first(w, net)
-            run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
-            run.seconds[epoch] = fnn_seconds() - began
-            if run.snapshot != NULL and not net.k.all_finite(net.n_parameters, run.parameters):
-                # not `quit`: a slower thread may still be about to look at that for the last step
-                run.status = DIVERGED
-                run.bad_epoch = epoch
-                run.bad_batch = batch - 1
-                copy_state(run, True)
-            else:
-                run.epochs_done = epoch + 1
+    cdef const DropoutKey *key = &epoch_key if net.has_dropout and update else NULL
+    cdef const int64_t *order = run.orders + p.epoch * run.n_samples if run.orders != NULL else NULL
+    cdef const double *scalars = run.scalars + p.step * run.n_scalars if update else NULL
+    cdef Py_ssize_t chunk = p.start, stop = least(p.start + run.batch_size, run.n_samples), n, r, r0, r1, at, later
+    cdef double total_weight = batch_weight(run, order, p.start, stop), batch_loss = 0, weight
+    cdef double l2 = run.step_l2[p.step] if run.step_l2 != NULL else run.l2
+    cdef bint check = run.check and p.epoch == 0
+    cdef fnn_loss loss = run.loss
+    epoch_key.epoch = run.key.epoch + <uint64_t>p.epoch
+    fetch = order != NULL and run.source.rows != CSR
+    moves = total_weight > 0
+    loss.total_weight = total_weight if moves else 1
+    # Nobody writes to the weights before the next barrier.
+    if t == 0 and run.step_record != NULL:
+        run.step_record[2 * p.step + 1] = squared_weights(w, net)
+    while chunk < stop:
+        n = least(w.rows, stop - chunk)
+        done = chunk + n == stop
+        # rows: forward, loss, backward
+        r0 = n * t // n_threads
+        r1 = n * (t + 1) // n_threads
+        for r in range(r0, r1):
+            w.samples[r] = order[chunk + r] if order != NULL else chunk + r
+        if r1 > r0:
+            if check:
+                if fnn_first_bad_row(&run.source.x, w.samples, r0, r1, net.dtype) < r1:
+                    fnn_flag_set(&run.bad)
+            point_rows(w, net, &run.source, r0, r1)
+            forward(w, net, r0, r1, key, False, scratch)
+            at = r0 * last.ld * net.item_bytes
+            net.k.loss(&loss, r1 - r0, last.z + at, last.ld, w.samples + r0, last.delta + at, last.ld,
+                       w.row_loss + r0, scratch)
+            if not run.loss_only:
+                backward(w, net, r0, r1, key != NULL, scratch)
         fnn_barrier_wait(barrier)
-        if run.status == DIVERGED:
+        if check and fnn_flag_get(&run.bad):
+            if t == 0:
+                run.status = BAD_ROWS
+                copy_state(run, True)
+            p.ended = True
             return
+        # every thread sums the losses, row after row through the epoch: all see the same number
+        for r in range(n):
+            weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
+            if weight != 0:
+                p.epoch_loss += weight * w.row_loss[r]
+                batch_loss += weight * w.row_loss[r]
+        if not isfinite(p.epoch_loss):
+            if t == 0:
+                run.status = DIVERGED
+                run.bad_epoch = p.epoch
+                run.bad_batch = p.batch
+                if run.snapshot != NULL:
+                    copy_state(run, True)
+            if run.snapshot != NULL or run.loss_only:
+                p.ended = True
+                return
+        # tiles: gradient, update
+        if not run.loss_only and moves:
+            later = least(w.rows, (least(stop + run.batch_size, run.n_samples) if done else stop) - (chunk + n))
+            r0 = later * t // n_threads
+            r1 = later * (t + 1) // n_threads
+            gradients(run, n, chunk == p.start, done and update and not clip, scalars, l2, t, n_threads,
+                      order + chunk + n + r0, r1 - r0 if fetch else 0, scratch)
+        if t == 0:
+            look_around(run)
+            if done and not clip:
+                run.steps_done = p.step + 1
+        fnn_barrier_wait(barrier)
+        if run.quit and not (done and clip):
+            p.ended = True
+            return
+        chunk += n
+    if clip and moves and update:
+        clip_and_update(run, scalars, l2, t, n_threads, barrier)
+    if clip and t == 0:
+        run.steps_done = p.step + 1
+    if run.quit:
+        p.ended = True
+        return
+    if t == 0 and run.step_record != NULL:
+        run.step_record[2 * p.step] = batch_loss / loss.total_weight
+    p.epoch_weight += total_weight
+    p.batch += 1
+    p.step += 1
+    p.start = stop
+
+
+cdef void pace_begin(Pace *pace, int n_threads) noexcept nogil:
+    cdef int n = n_threads
+    pace.n_teams = pace.at = 0
+    while True:
+        pace.teams[pace.n_teams] = n
+        pace.seconds[pace.n_teams] = -1
+        pace.n_teams += 1
+        if n == 1 or pace.n_teams == MAX_TEAMS:
+            break
+        n = n // 2
+    pace.looked_at = -1
+    pace.direction = 1
+    pace.at_last_look = 1e300
+    pace.scale = 1 if WORK_PER_THREAD > 0 else 0
+    pace.wait = FIRST_LOOK * pace.scale
+    pace.next_look = fnn_seconds() + pace.wait
+
+
+cdef Turn pace_next(Pace *pace, Py_ssize_t n_rows, Py_ssize_t n_steps, double seconds) noexcept nogil:
+    """The next turn, after one in which n_rows rows in n_steps steps took so long."""
+    cdef double now = fnn_seconds(), row = seconds / n_rows, length = TURN_SECONDS
+    cdef double longest = LONGEST_WAIT if pace.at == 0 else LONGEST_WAIT_IN_PART
+    cdef Turn turn
+    if pace.looked_at >= 0:
+        pace.seconds[pace.looked_at] = row
+        if row < FASTER * pace.seconds[pace.at]:
+            pace.at = pace.looked_at
+            pace.wait = FIRST_LOOK
+        else:
+            pace.wait = min(4 * pace.wait, longest)
+            pace.direction = -pace.direction
+        pace.looked_at = -1
+        pace.wait = max(pace.wait, LOOKS_APART * seconds) * pace.scale
+        pace.at_last_look = pace.seconds[pace.at]
+        pace.next_look = now + pace.wait
+    else:
+        pace.seconds[pace.at] = row if pace.seconds[pace.at] < 0 else 0.75 * pace.seconds[pace.at] + 0.25 * row
+        if now >= pace.next_look or (pace.seconds[pace.at] > SLOWER * pace.at_last_look
+                                     and now >= pace.next_look - pace.wait + FIRST_LOOK):
+            if not 0 <= pace.at + pace.direction < pace.n_teams:
+                pace.direction = -pace.direction
+            pace.looked_at = pace.at + pace.direction
+            length = LOOK_SECONDS
+    turn.n_threads = pace.teams[pace.at if pace.looked_at < 0 else pace.looked_at]
+    turn.n_steps = 1 + <Py_ssize_t>(length * pace.scale * n_steps / seconds)
+    return turn
+
+
+cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    """What each thread of a training call does: turns of some steps, by the number of threads that is fastest just now.
+
+    No bit depends on that number. Threads left out of a turn wait at `barrier`, asleep.
+    """
+    cdef Run *run = <Run *>context
+    cdef fnn_barrier *first = fnn_barrier_of_first(barrier)
+    cdef Progress progress
+    cdef Turn turn
+    cdef int n_before = n_threads, which = 0
+    cdef Py_ssize_t rows = 0
+    cdef double began = 0
+    memset(&progress, 0, sizeof(progress))
+    progress.ended = run.n_epochs == 0
+    pack(run.w, run.net, t, n_threads)
+    if t == 0:
+        turn.n_threads = 0 if progress.ended else n_threads
+        turn.n_steps = 2 if n_threads > 1 else run.n_epochs * run.n_samples
+        run.turns[0] = turn
+        if n_threads > 1:
+            pace_begin(&run.pace, n_threads)
+    while True:
+        fnn_barrier_wait(barrier)
+        turn = run.turns[which]
+        which = 1 - which
+        if turn.n_threads == 0:
+            return
+        if t < turn.n_threads:
+            if t >= n_before:
+                progress = run.progress
+            began = fnn_seconds()
+            rows = progress.epoch * run.n_samples + progress.start
+            if turn.n_steps > 1:
+                # the first is another one's: what it needs lies in the caches of those who did the last
+                train_steps(run, &progress, 1, t, turn.n_threads, first)
+                turn.n_steps -= 1
+                if not progress.ended:
+                    began = fnn_seconds()
+                    rows = progress.epoch * run.n_samples + progress.start
+            train_steps(run, &progress, turn.n_steps, t, turn.n_threads, first)
+        n_before = turn.n_threads
+        if t == 0:
+            run.progress = progress
+            if progress.ended:
+                turn.n_threads = 0
+            else:
+                rows = progress.epoch * run.n_samples + progress.start - rows
+                turn = pace_next(&run.pace, rows, turn.n_steps, fnn_seconds() - began)
+                fnn_barrier_resize(first, turn.n_threads)
+            run.turns[which] = turn
 
 
 cdef bint is_small(const Run *run, int n_threads) noexcept nogil:

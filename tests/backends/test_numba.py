@@ -189,6 +189,23 @@ def test_any_strides_and_read_only():
         np.testing.assert_allclose(out, X @ W + b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["native", "numba"])
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.5), Adam(beta1=0.5, beta2=0.6)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_subnormal_number_stays(optimizer, dtype, backend):
+    """Columns that become zero: their weights' momentum shrinks to nothing."""
+    X = np.random.default_rng(0).normal(size=(64, 6))
+    model = fastnn.MLP([6, 8, 2], dtype=dtype, seed=0, backend=backend)
+    trainer = fastnn.Trainer(model, optimizer=optimizer, seed=0, batch_size=16)
+    trainer.fit(X, X[:, :2], epochs=1)
+    trainer.fit(X * [1, 1, 1, 0, 0, 0], X[:, :2], epochs=400)
+    momentum = trainer._slots[0][: 6 * 8].reshape(6, 8)
+    assert momentum[:3].any()
+    assert not momentum[3:].any()
+    for a in (trainer._slots, model.parameters):
+        assert (np.abs(a[a != 0]) >= np.finfo(dtype).smallest_normal).all()
+
+
 # While it runs ------------------------------------------------------------------------------------
 
 

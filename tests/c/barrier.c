@@ -5,7 +5,8 @@
  *
  * barrier --race: two threads write one number with no barrier between; ThreadSanitizer must say so.
  *
- * Each round every thread writes its own cell, crosses, reads its neighbor's, crosses again: as the driver's steps do.
+ * Each round every thread writes its own cell, crosses, reads its neighbor's, crosses again: as the driver's steps do. In
+ * every other call rounds are of some of the threads, as in the driver's turns.
  * The cells are plain memory, so that a barrier which orders too little is a data race. */
 #include "fastnn.h"
 
@@ -29,6 +30,26 @@ static void rounds(void *context, int thread, int n_threads, fnn_barrier *barrie
         int neighbor = (thread + 1) % n_threads;
         if (job->cells[neighbor] != r * 64 + neighbor) job->wrong[thread]++;
         fnn_barrier_wait(barrier);
+    }
+}
+
+/* Rounds among the first threads of a team, whose number changes from turn to turn while the others wait. */
+static void turns(void *context, int thread, int n_threads, fnn_barrier *barrier) {
+    rounds_job *job = context;
+    fnn_barrier *first = fnn_barrier_of_first(barrier);
+    if (thread == 0) job->seen_threads = n_threads;
+    for (long r = 0; r < job->rounds; r++) {
+        int n = 1 + (int)((r * 7 + 3) % n_threads);
+        if (thread == 0) fnn_barrier_resize(first, n);
+        fnn_barrier_wait(barrier);
+        if (thread >= n) continue;
+        for (int i = 0; i < 3; i++) {
+            job->cells[thread] = r * 64 + thread;
+            fnn_barrier_wait(first);
+            int neighbor = (thread + 1) % n;
+            if (job->cells[neighbor] != r * 64 + neighbor) job->wrong[thread]++;
+            fnn_barrier_wait(first);
+        }
     }
 }
 
@@ -64,7 +85,7 @@ int main(int argc, char **argv) {
         const long all = job.rounds, calls = 10;
         for (long c = 0; c < calls; c++) {
             job.rounds = all * (c + 1) / calls - all * c / calls;
-            fnn_run(rounds, &job, teams[t][0], teams[t][2]);
+            fnn_run(c % 2 ? turns : rounds, &job, teams[t][0], teams[t][2]);
             if (job.seen_threads != teams[t][0]) {
                 fprintf(stderr, "%d threads asked for, %d came\n", teams[t][0], job.seen_threads);
                 return 1;

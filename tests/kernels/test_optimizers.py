@@ -155,6 +155,23 @@ def test_any_shape_and_place_has_the_same_bits(kernels, misaligned, name, rng):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_subnormal_number_stays(kernels, name):
+    """Of a weight that has no gradient any more: 0.9 of 4 units of the last place is 4 again."""
+    scalars, _ = TEXTBOOK[name]
+    least = np.finfo(kernels.dtype).smallest_normal
+    w = np.array([[1.0, 1.02 * least, -1.02 * least, 0.9 * least, 1.0]])
+    slots = [np.full(w.shape, 1.02 * least) for _ in state(name, np.random.default_rng(0), (1,))[2]]
+    for _ in range(3):
+        w, *slots = kernels.update(name, scalars, w, 0 * w, slots)
+        for a in (w, *slots):
+            assert (np.abs(a[a != 0]) >= least).all()
+    assert np.abs(w[0, [0, 4]] - 1).max() < 0.3
+    if name == "sgd":
+        assert (np.abs(w[0, 1:3]) > least).all()
+        assert w[0, 3] == 0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nan_reaches_the_parameter(kernels, name, rng):
     """A NaN in the gradient is seen in the weights: divergence cannot hide."""
     scalars, _ = TEXTBOOK[name]

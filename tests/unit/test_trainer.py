@@ -643,7 +643,7 @@ def test_stop_from_a_callback(make):
 
 
 def stop_once_it_trains(trainer, seconds):
-    """A started thread that stops ``trainer`` so long after its next step (a fit forgets earlier)."""
+    """A started thread that stops ``trainer`` so long after its next step."""
     before = trainer.model.parameters.copy()
 
     def stop():

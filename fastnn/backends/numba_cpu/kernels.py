@@ -479,6 +479,11 @@ def update_kernel(formula: Any, n_slots: int, dtype: Any) -> int:
     dtype = np.dtype(dtype).type
     p = types.CPointer(_real(dtype))
     step, nothing = scalar_function(formula, dtype), dtype(0)
+    least = np.finfo(dtype).smallest_normal
+
+    @inner
+    def normal(x):  # as csrc/optimizer.tmpl.h leaves numbers
+        return nothing if abs(x) < least else x
 
     def update(n, h_at, l2, scale, g, w, a, b):
         h = (h_at[0], h_at[1], h_at[2], h_at[3], h_at[4], h_at[5], h_at[6], h_at[7])
@@ -487,11 +492,12 @@ def update_kernel(formula: Any, n_slots: int, dtype: Any) -> int:
             slope = fma(penalty, w[i], g[i]) * factor
             old_a = a[i] if n_slots > 0 else nothing
             old_b = b[i] if n_slots > 1 else nothing
-            w[i], new_a, new_b = step(w[i], slope, old_a, old_b, h)
+            new_w, new_a, new_b = step(w[i], slope, old_a, old_b, h)
+            w[i] = normal(new_w)
             if n_slots > 0:
-                a[i] = new_a
+                a[i] = normal(new_a)
             if n_slots > 1:
-                b[i] = new_b
+                b[i] = normal(new_b)
 
     real = types.float64
     return _address_of(update, types.intp, p, real, real, p, p, p, p)
