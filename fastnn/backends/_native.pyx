@@ -1109,9 +1109,11 @@ cdef void pace_begin(Pace *pace, int n_threads) noexcept nogil:
 
 cdef Turn pace_next(Pace *pace, Py_ssize_t n_rows, Py_ssize_t n_steps, double seconds) noexcept nogil:
     """The next turn, after one in which n_rows rows in n_steps steps took so long."""
-    cdef double now = fnn_seconds(), row = seconds / n_rows, length = TURN_SECONDS
+    cdef double now = fnn_seconds(), row, length = TURN_SECONDS
     cdef double longest = LONGEST_WAIT if pace.at == 0 else LONGEST_WAIT_IN_PART
     cdef Turn turn
+    seconds = max(seconds, 1e-9)  # a coarse clock
+    row = seconds / n_rows
     if pace.looked_at >= 0:
         pace.seconds[pace.looked_at] = row
         if row < FASTER * pace.seconds[pace.at]:
