@@ -11,5 +11,5 @@ _COMMON = {
     "database": None,
 }
 settings.register_profile("quick", max_examples=500, **_COMMON)
-settings.register_profile("full", max_examples=1_000, **_COMMON)
+settings.register_profile("full", max_examples=2_000, **_COMMON)
 settings.load_profile("full" if os.environ.get("CI") else "quick")
