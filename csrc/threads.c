@@ -88,10 +88,9 @@ void fnn_barrier_wait(fnn_barrier *barrier) {
     lock_give(&barrier->lock);
 }
 
-static void barrier_init(fnn_barrier *barrier, fnn_barrier *first) {
+static void barrier_init(fnn_barrier *barrier) {
     lock_init(&barrier->lock);
     condition_init(&barrier->all_here);
-    barrier->first = first;
 }
 
 static void barrier_destroy(fnn_barrier *barrier) {
@@ -160,15 +159,15 @@ void fnn_run(fnn_task task, void *context, int n_threads, int may_spin) {
     memset(&t, 0, sizeof t);
     t.task = task;
     t.context = context;
+    t.barrier.first = &t.first;
     worker *workers = n_threads > 1 ? calloc((size_t)n_threads, sizeof *workers) : 0;
     if (!workers) {
-        t.barrier.first = &t.first;
         t.barrier.n_threads = t.first.n_threads = 1;
         task(context, 0, 1, &t.barrier);
         return;
     }
-    barrier_init(&t.barrier, &t.first);
-    barrier_init(&t.first, 0);
+    barrier_init(&t.barrier);
+    barrier_init(&t.first);
 #if !defined(_WIN32)
     /* signals are the caller's business */
     sigset_t all, before;

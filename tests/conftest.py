@@ -8,8 +8,11 @@ FASTNN_FULL=1 everywhere. The CUDA backend takes part where somebody asks for it
 import importlib.util
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastnn.backends import BACKENDS, get_backend
@@ -43,6 +46,29 @@ def backend_name(request) -> str:
     """Name of a backend; a test that asks for it runs once on each."""
     get_backend(request.param)
     return request.param
+
+
+@pytest.fixture
+def stop_once_it_trains():
+    """(trainer, seconds) -> a started thread that stops the trainer so long after its next step.
+
+    A fit forgets what was asked before it, and on a busy machine nobody knows when it begins.
+    """
+
+    def start(trainer, seconds):
+        before = trainer.model.parameters.copy()
+
+        def stop():
+            while np.array_equal(trainer.model.parameters, before):
+                time.sleep(0.001)
+            time.sleep(seconds)
+            trainer.stop()
+
+        thread = threading.Thread(target=stop, daemon=True)
+        thread.start()
+        return thread
+
+    return start
 
 
 def pytest_collection_modifyitems(items):

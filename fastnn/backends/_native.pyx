@@ -37,8 +37,6 @@ cdef enum:
     # Reading the clock takes as long as a fifth of their smallest epochs: one reading for so many epochs of one step.
     SMALL_EPOCHS_TIMED = 16
 
-    MAX_TEAMS = 32
-
 # Ctrl-C is looked for this often.
 cdef double SIGNAL_SECONDS = 0.05
 
@@ -729,15 +727,15 @@ cdef struct Turn:
     Py_ssize_t n_steps
 
 
-# What a row takes with all threads, half of them, and so on down to one: a neighbour may hold a core just now.
+# Which of all threads, half of them, and so on down to one is fastest: a neighbour may hold a core just now.
 cdef struct Pace:
-    int n_teams, at, looked_at             # looked_at: the team that is tried for a turn, or -1
-    int direction                          # of the next team that is tried
-    int teams[MAX_TEAMS]
-    double seconds[MAX_TEAMS]              # < 0: not known
-    double at_last_look                    # seconds[at] then
+    int n_threads                  # all
+    int halvings, looked_at        # of all: what is in use; what is tried for a turn, or -1
+    int direction                  # of the next look: 1 to fewer threads, -1 to more
+    double row_seconds             # of a row by those in use, a running mean; < 0: not known
+    double at_last_look            # row_seconds then
     double next_look, wait
-    double scale                           # of all these times
+    double scale                   # of all these times
 
 
 cdef struct Run:
@@ -1090,17 +1088,11 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
 
 
 cdef void pace_begin(Pace *pace, int n_threads) noexcept nogil:
-    cdef int n = n_threads
-    pace.n_teams = pace.at = 0
-    while True:
-        pace.teams[pace.n_teams] = n
-        pace.seconds[pace.n_teams] = -1
-        pace.n_teams += 1
-        if n == 1 or pace.n_teams == MAX_TEAMS:
-            break
-        n = n // 2
+    pace.n_threads = n_threads
+    pace.halvings = 0
     pace.looked_at = -1
     pace.direction = 1
+    pace.row_seconds = -1
     pace.at_last_look = 1e300
     pace.scale = 1 if WORK_PER_THREAD > 0 else 0
     pace.wait = FIRST_LOOK * pace.scale
@@ -1110,33 +1102,37 @@ cdef void pace_begin(Pace *pace, int n_threads) noexcept nogil:
 cdef Turn pace_next(Pace *pace, Py_ssize_t n_rows, Py_ssize_t n_steps, double seconds) noexcept nogil:
     """The next turn, after one in which n_rows rows in n_steps steps took so long."""
     cdef double now = fnn_seconds(), row, length = TURN_SECONDS
-    cdef double longest = LONGEST_WAIT if pace.at == 0 else LONGEST_WAIT_IN_PART
+    cdef double longest = LONGEST_WAIT if pace.halvings == 0 else LONGEST_WAIT_IN_PART
     cdef Turn turn
     seconds = max(seconds, 1e-9)  # a coarse clock
     row = seconds / n_rows
     if pace.looked_at >= 0:
-        pace.seconds[pace.looked_at] = row
-        if row < FASTER * pace.seconds[pace.at]:
-            pace.at = pace.looked_at
+        if row < FASTER * pace.row_seconds:
+            pace.halvings = pace.looked_at
+            pace.row_seconds = row
             pace.wait = FIRST_LOOK
         else:
             pace.wait = min(4 * pace.wait, longest)
             pace.direction = -pace.direction
         pace.looked_at = -1
         pace.wait = max(pace.wait, LOOKS_APART * seconds) * pace.scale
-        pace.at_last_look = pace.seconds[pace.at]
+        pace.at_last_look = pace.row_seconds
         pace.next_look = now + pace.wait
     else:
-        pace.seconds[pace.at] = row if pace.seconds[pace.at] < 0 else 0.75 * pace.seconds[pace.at] + 0.25 * row
-        if now >= pace.next_look or (pace.seconds[pace.at] > SLOWER * pace.at_last_look
+        pace.row_seconds = row if pace.row_seconds < 0 else 0.75 * pace.row_seconds + 0.25 * row
+        if now >= pace.next_look or (pace.row_seconds > SLOWER * pace.at_last_look
                                      and now >= pace.next_look - pace.wait + FIRST_LOOK):
-            if not 0 <= pace.at + pace.direction < pace.n_teams:
+            if pace.halvings + pace.direction < 0 or pace.n_threads >> (pace.halvings + pace.direction) == 0:
                 pace.direction = -pace.direction
-            pace.looked_at = pace.at + pace.direction
+            pace.looked_at = pace.halvings + pace.direction
             length = LOOK_SECONDS
-    turn.n_threads = pace.teams[pace.at if pace.looked_at < 0 else pace.looked_at]
+    turn.n_threads = pace.n_threads >> (pace.halvings if pace.looked_at < 0 else pace.looked_at)
     turn.n_steps = 1 + <Py_ssize_t>(length * pace.scale * n_steps / seconds)
     return turn
+
+
+cdef inline Py_ssize_t rows_done(const Run *run, const Progress *p) noexcept nogil:
+    return p.epoch * run.n_samples + p.start
 
 
 cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
@@ -1158,8 +1154,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
         turn.n_threads = 0 if progress.ended else n_threads
         turn.n_steps = 2 if n_threads > 1 else run.n_epochs * run.n_samples
         run.turns[0] = turn
-        if n_threads > 1:
-            pace_begin(&run.pace, n_threads)
+        pace_begin(&run.pace, n_threads)
     while True:
         fnn_barrier_wait(barrier)
         turn = run.turns[which]
@@ -1169,15 +1164,12 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
         if t < turn.n_threads:
             if t >= n_before:
                 progress = run.progress
-            began = fnn_seconds()
-            rows = progress.epoch * run.n_samples + progress.start
             if turn.n_steps > 1:
-                # the first is another one's: what it needs lies in the caches of those who did the last
+                # not timed: what it needs lies in the caches of those who did the last turn
                 train_steps(run, &progress, 1, t, turn.n_threads, first)
                 turn.n_steps -= 1
-                if not progress.ended:
-                    began = fnn_seconds()
-                    rows = progress.epoch * run.n_samples + progress.start
+            began = fnn_seconds()
+            rows = rows_done(run, &progress)
             train_steps(run, &progress, turn.n_steps, t, turn.n_threads, first)
         n_before = turn.n_threads
         if t == 0:
@@ -1185,8 +1177,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
             if progress.ended:
                 turn.n_threads = 0
             else:
-                rows = progress.epoch * run.n_samples + progress.start - rows
-                turn = pace_next(&run.pace, rows, turn.n_steps, fnn_seconds() - began)
+                turn = pace_next(&run.pace, rows_done(run, &progress) - rows, turn.n_steps, fnn_seconds() - began)
                 fnn_barrier_resize(first, turn.n_threads)
             run.turns[which] = turn
 

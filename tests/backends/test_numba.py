@@ -1,7 +1,6 @@
 """The Numba backend: the native bits where it promises them, any X, Ctrl-C, no extension."""
 
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -215,7 +214,7 @@ def long_training(model, **settings):
     return trainer, X, X[:, :2] ** 2
 
 
-def test_another_thread_runs_and_stops_it(monkeypatch):
+def test_another_thread_runs_and_stops_it(monkeypatch, stop_once_it_trains):
     """Within one call of compiled code: where that held the GIL, nobody could set the flag."""
     from fastnn.backends.numba_cpu import backend as numba_cpu
 
@@ -226,25 +225,16 @@ def test_another_thread_runs_and_stops_it(monkeypatch):
     model = fastnn.MLP([30, 64, 2], dtype="float64", seed=0, backend="numba")
     trainer, X, y = long_training(model)
     trainer.fit(X[:200], y[:200], epochs=1)  # compiles
-    results, trained = [], queue.SimpleQueue()
+    results = []
     train = NUMBA.train
 
-    def recorded(_, plan, parameters, *arguments):
-        trained.put((parameters, parameters.copy()))
-        results.append(train(plan, parameters, *arguments))
+    def recorded(_, *arguments):
+        results.append(train(*arguments))
         return results[-1]
 
     monkeypatch.setattr(numba_cpu, "_Pacer", Pacer)
-    monkeypatch.setattr(type(NUMBA), "train", recorded)  # other tests may have made another backend
-
-    def stop():
-        parameters, before = trained.get()
-        while np.array_equal(parameters, before):  # its first step is not done
-            time.sleep(0.001)
-        trainer.stop()
-
-    thread = threading.Thread(target=stop, daemon=True)
-    thread.start()
+    monkeypatch.setattr(type(NUMBA), "train", recorded)
+    thread = stop_once_it_trains(trainer, 0)
     history = trainer.fit(X, y, epochs=100_000)
     thread.join()
     # A flag that could only be set between two calls would end the second before its first step.

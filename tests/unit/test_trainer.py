@@ -642,22 +642,7 @@ def test_stop_from_a_callback(make):
     assert state(trainer) == state(twin)
 
 
-def stop_once_it_trains(trainer, seconds):
-    """A started thread that stops ``trainer`` so long after its next step."""
-    before = trainer.model.parameters.copy()
-
-    def stop():
-        while np.array_equal(trainer.model.parameters, before):
-            time.sleep(0.001)
-        time.sleep(seconds)
-        trainer.stop()
-
-    thread = threading.Thread(target=stop, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_stop_from_another_thread(make):
+def test_stop_from_another_thread(make, stop_once_it_trains):
     trainer = make()
     thread = stop_once_it_trains(trainer, 0.3)
     start = time.perf_counter()
@@ -671,7 +656,7 @@ def test_stop_from_another_thread(make):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("width", [20, 64, 80])  # in L1; with weights that others would pack; large
-def test_stop_leaves_the_parameters_of_its_last_step(dtype, width):
+def test_stop_leaves_the_parameters_of_its_last_step(dtype, width, stop_once_it_trains):
     random = np.random.default_rng(0)
     rows, targets = random.standard_normal((2, 64, width))
 
