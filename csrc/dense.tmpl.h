@@ -66,6 +66,9 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
 #pragma GCC unroll 8
             for (int v = 0; v < nv; v++) acc[i][v] = (V){0};
         }
+        /* two at a time: where two threads share a core, each has half the instructions that it fetches in a cycle, and
+         * multiply-adds are then not what is short */
+#pragma GCC unroll 2
         for (ptrdiff_t p = 0; p < n; p++) {
             V bv[8];
             if (mr == 1 && nv == 8) { /* one row: nothing hides the way from the second-level cache */
@@ -225,8 +228,13 @@ INLINE ptrdiff_t N(least)(ptrdiff_t a, ptrdiff_t b) {
     return a < b ? a : b;
 }
 
-/* All n_rows rows of a product by n_cols <= NR columns, in tiles of nearly equal height: no last tile of one row that
- * leaves units idle. */
+/* Tiles are of nearly equal height, n_rows % n_tiles of them one row higher than the others, which follow: no last tile of
+ * one row leaves units idle. */
+INLINE ptrdiff_t N(n_tiles)(ptrdiff_t n_rows) {
+    return (n_rows + MR - 1) / MR;
+}
+
+/* All n_rows rows of a product by n_cols <= NR columns. */
 static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
     job->last = n_cols % LANES;
     flags |= job->last ? N(TAIL) : 0;
@@ -235,7 +243,7 @@ static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, i
         N(tiles)[flags][n_rows - 1][N(vectors)(n_cols) - 1](job);
         return;
     }
-    const ptrdiff_t n_tiles = (n_rows + MR - 1) / MR, low = n_rows / n_tiles, n_high = n_rows % n_tiles;
+    const ptrdiff_t n_tiles = N(n_tiles)(n_rows), low = n_rows / n_tiles, n_high = n_rows % n_tiles;
     const N(tile_function) *tiles[2];
     for (int i = 0; i < 2; i++) tiles[i] = &N(tiles)[flags][N(least)(low + 1 - i, MR) - 1][N(vectors)(n_cols) - 1];
     if (n_high) {
@@ -400,18 +408,15 @@ static ptrdiff_t N(packed_elems)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     return fan_in * N(vectors)(fan_out) * LANES;
 }
 
-/* Rows [begin, end) and columns [j0, j1) of W, j0 on a panel, into the packed copy: panels one after the other, each
- * fan_in rows of NR columns (the last: of as many whole vectors as it needs). */
-INLINE void N(pack_part)(ptrdiff_t fan_in, ptrdiff_t fan_out, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t j0, ptrdiff_t j1,
-                         const REAL *w, REAL *packed) {
-    for (ptrdiff_t j = j0; j < j1; j += NR) {
-        ptrdiff_t width = N(least)(NR, fan_out - j), ld = N(vectors)(width) * LANES;
-        N(pack)(w + begin * fan_out + j, fan_out, end - begin, width, packed + j * fan_in + begin * ld, ld);
-    }
-}
+/* Rows [begin, end) of W into the packed copy: panels one after the other, each fan_in rows of NR columns (the last: of as
+ * many whole vectors as it needs). */
 static void N(pack_weights)(ptrdiff_t fan_in, ptrdiff_t fan_out, ptrdiff_t begin, ptrdiff_t end, const void *weights,
                             void *packed) {
-    N(pack_part)(fan_in, fan_out, begin, end, 0, fan_out, weights, packed);
+    for (ptrdiff_t j = 0; j < fan_out; j += NR) {
+        ptrdiff_t width = N(least)(NR, fan_out - j), ld = N(vectors)(width) * LANES;
+        N(pack)((const REAL *)weights + begin * fan_out + j, fan_out, end - begin, width,
+                (REAL *)packed + j * fan_in + begin * ld, ld);
+    }
 }
 
 /* The packed copy back into rows and columns. */
@@ -508,42 +513,63 @@ static ptrdiff_t N(gradient_units)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     return ((fan_out + BLOCK_COLS - 1) / BLOCK_COLS) * ((fan_in + MR - 1) / MR);
 }
 
+/* Columns of n_cols <= 4 * LANES summed over the rows [r0, r1): as many chains side by side as there are vectors. */
+INLINE void N(sum_columns)(const REAL *delta, ptrdiff_t ldd, ptrdiff_t r0, ptrdiff_t r1, ptrdiff_t n_cols, V *sums) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++) sums[v] = (V){0};
+    if (n_cols == 4 * LANES) {
+        for (ptrdiff_t r = r0; r < r1; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) sums[v] = sums[v] + N(load)(delta + r * ldd + v * LANES);
+    } else {
+        for (ptrdiff_t v = 0; v * LANES < n_cols; v++)
+            for (ptrdiff_t r = r0; r < r1; r++)
+                sums[v] = sums[v] + N(load_n)(delta + r * ldd + v * LANES, n_cols - v * LANES);
+    }
+}
+
 /* g[j] = sum over rows of delta[r, j]: the same chain as a row of inputs that are all 1. */
 static void N(bias_gradient)(const fnn_gradient *job, ptrdiff_t j0, ptrdiff_t j1, REAL *work) {
-    const REAL *delta = job->delta;
     REAL *g = job->bias_gradient ? (REAL *)job->bias_gradient + j0 : work;
-    for (ptrdiff_t j = j0; j < j1; j += LANES) {
-        ptrdiff_t m = j1 - j;
-        const int more = job->bias_gradient && job->accumulate;
-        V total = more ? N(load_n)(g + (j - j0), m) : (V){0};
-        for (ptrdiff_t b = 0; b < job->n_rows; b += FNN_BLOCK) {
-            ptrdiff_t end = N(least)(b + FNN_BLOCK, job->n_rows);
-            V sum = {0};
-            for (ptrdiff_t r = b; r < end; r++) sum = sum + N(load_n)(delta + r * job->ldd + j, m);
-            total = b || more ? total + sum : sum;
+    const int more = job->bias_gradient && job->accumulate;
+    for (ptrdiff_t j = j0; j < j1; j += 4 * LANES) {
+        const REAL *delta = (const REAL *)job->delta + j;
+        const ptrdiff_t n_cols = N(least)(4 * LANES, j1 - j);
+        REAL *to = g + (j - j0);
+        for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
+            V sums[4];
+            N(sum_columns)(delta, job->ldd, r0, N(least)(r0 + FNN_BLOCK, job->n_rows), n_cols, sums);
+            for (ptrdiff_t v = 0, m; (m = n_cols - v * LANES) > 0; v++)
+                N(store_n)(to + v * LANES, r0 > 0 || more ? N(load_n)(to + v * LANES, m) + sums[v] : sums[v], m);
         }
-        N(store_n)(g + (j - j0), total, m);
     }
     if (job->optimizer >= 0)
         N(update)(job->optimizer, job->scalars, 0, 1, 1, j1 - j0, g, 0, (REAL *)job->bias + j0,
                   job->bias_a ? (REAL *)job->bias_a + j0 : 0, job->bias_b ? (REAL *)job->bias_b + j0 : 0, 0);
 }
 
-/* The finished gradient of rows [k0, k1) and columns [j0, j1) of W meets the optimizer. */
-INLINE void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
-                            const REAL *g, ptrdiff_t ldg, ptrdiff_t ldw) {
-    const ptrdiff_t at = k0 * job->fan_out + j0;
-    REAL *a = job->weight_a ? (REAL *)job->weight_a + at : 0, *b = job->weight_b ? (REAL *)job->weight_b + at : 0;
-    if (!job->packed_only) {
-        N(update)(job->optimizer, job->scalars, job->l2, 1, n_rows, n_cols, g, ldg, (REAL *)job->weights + at, a, b,
-                  ldw);
-        return;
+/* The finished gradient of n_rows rows and `width` columns of a panel meets the optimizer. One function for whole panels,
+ * of a width known to the compiler, and one for others. */
+#define UPDATE_PANEL(name, width)                                                                                      \
+    static void N(name)(const fnn_gradient *job, ptrdiff_t n_rows, ptrdiff_t n_cols, const REAL *g, ptrdiff_t ldg,     \
+                        REAL *w, ptrdiff_t ldw, REAL *copy, ptrdiff_t ldcopy, REAL *a, REAL *b, ptrdiff_t lds) {       \
+        (void)n_cols;                                                                                                  \
+        N(update_rows)(job->optimizer, job->scalars, K(job->l2), K(1), n_rows, width, g, ldg, w, ldw, copy, ldcopy, a, \
+                       b, lds);                                                                                        \
     }
-    for (ptrdiff_t j = 0; j < n_cols; j += NR) {
-        ptrdiff_t width = N(least)(NR, job->fan_out - (j0 + j)), ld = N(vectors)(width) * LANES;
-        REAL *w = (REAL *)job->packed + (j0 + j) * job->fan_in + k0 * ld;
-        N(update_apart)(job->optimizer, job->scalars, job->l2, 1, n_rows, width, g + j, ldg, w, ld, a ? a + j : 0,
-                        b ? b + j : 0, ldw);
+UPDATE_PANEL(update_whole_panel, NR)
+UPDATE_PANEL(update_panel, n_cols)
+
+/* The finished gradient of n_rows rows from k0 and n_cols columns from j0 of W: the parameters, and their packed copy. */
+static void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
+                            const REAL *g, ptrdiff_t ldg) {
+    for (ptrdiff_t j = j0; j < j0 + n_cols; j += NR) {
+        const ptrdiff_t width = N(least)(NR, j0 + n_cols - j), ld = N(vectors)(width) * LANES, at = k0 * job->fan_out + j;
+        REAL *copy = job->packed ? (REAL *)job->packed + j * job->fan_in + k0 * ld : 0;
+        REAL *w = job->packed_only ? copy : (REAL *)job->weights + at;
+        (width == NR ? N(update_whole_panel) : N(update_panel))(
+            job, n_rows, width, g + (j - j0), ldg, w, job->packed_only ? ld : job->fan_out, job->packed_only ? 0 : copy, ld,
+            job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, job->fan_out);
     }
 }
 
@@ -573,7 +599,11 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
         }
         for (ptrdiff_t i = 0; i < m; i++)
             for (ptrdiff_t j = 0; j < fan_out; j++) g[i * fan_out + j] = tile[j * NR + i];
-        if (job->optimizer >= 0) N(update_block)(job, k0, 0, 1, m * fan_out, g, 0, 0);
+        if (job->optimizer >= 0) {
+            const ptrdiff_t at = k0 * fan_out;
+            N(update)(job->optimizer, job->scalars, job->l2, 1, 1, m * fan_out, g, 0, (REAL *)job->weights + at,
+                      job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, 0);
+        }
         if (u == 0) N(bias_gradient)(job, 0, fan_out, flat);
     }
 }
@@ -587,7 +617,7 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
     }
     /* a block of input columns, a block of the gradient, a bias gradient */
     REAL *columns = scratch, *block = columns + FNN_BLOCK * BLOCK_ROWS, *work = block + BLOCK_ROWS * BLOCK_COLS;
-    const ptrdiff_t n_tiles = (job->fan_in + MR - 1) / MR;
+    const ptrdiff_t n_tiles = N(n_tiles)(job->fan_in);
     for (ptrdiff_t u = unit_begin, n_units; u < unit_end; u += n_units) {
         ptrdiff_t group = u / n_tiles, q = u % n_tiles;
         n_units = N(least)(N(least)(BLOCK_ROWS / MR, n_tiles - q), unit_end - u);
@@ -597,8 +627,8 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
         ptrdiff_t ldg = job->gradient ? job->fan_out : BLOCK_COLS;
         for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
-            /* Inputs of a small layer stay in L1 as they are. */
-            const int direct = job->ld_input && n * job->ld_input * (ptrdiff_t)sizeof(REAL) <= 16384;
+            /* Rows of the driver's own lie an odd number of cache lines apart: they are read as they are. */
+            const int direct = job->ld_input > 0;
             const REAL *a = direct ? x[r0] + k0 : columns;
             if (!direct) N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
             for (ptrdiff_t j = j0; j < j1; j += NR) {
@@ -607,9 +637,7 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
                 N(run_tiles)(&t, height, N(least)(NR, j1 - j), N(COLS));
             }
         }
-        if (job->optimizer >= 0) N(update_block)(job, k0, j0, height, j1 - j0, g, ldg, job->fan_out);
-        if (job->optimizer >= 0 && job->packed && !job->packed_only)
-            N(pack_part)(job->fan_in, job->fan_out, k0, k1, j0, j1, job->weights, job->packed);
+        if (job->optimizer >= 0) N(update_block)(job, k0, j0, height, j1 - j0, g, ldg);
         if (q == 0) N(bias_gradient)(job, j0, j1, work);
     }
 }

@@ -30,7 +30,8 @@ typedef SBITS N(sbits) __attribute__((vector_size(VECTOR_BYTES)));
 #define SIGN(a) N(sign)(a)
 #define CLIP(a, lo, hi) N(clip)(a, lo, hi)
 #define SEL_NUMBER(a, b) N(select_number)(a, b)
-#define FLUSH(a) N(flush)(a)
+#define FLUSH(a) N(flush)(a, LEAST_NORMAL)
+#define FADE(a) N(flush)(a, LEAST_NORMAL * (1 << 24))
 #define K(c) N(splat)((REAL)(c))
 
 /* x - 0 keeps the sign of zero, where 0 + x would not. */
@@ -53,9 +54,9 @@ INLINE V N(abs)(V a) {
 INLINE V N(sign)(V a) {
     return SEL(a > K(0), K(1), SEL(a < K(0), K(-1), a * K(0)));
 }
-/* Zero in place of a subnormal number, with which some processors compute a hundred times more slowly. */
-INLINE V N(flush)(V a) {
-    return SEL(ABS(a) < K(LEAST_NORMAL), K(0), a);
+/* Zero in place of less than `least`. With subnormal numbers some processors compute a hundred times more slowly. */
+INLINE V N(flush)(V a, REAL least) {
+    return SEL(ABS(a) < K(least), K(0), a);
 }
 INLINE V N(select_number)(V a, V b) {
     return SEL(a != a, a, b);
@@ -137,13 +138,28 @@ INLINE void N(store_part)(REAL *p, V x, ptrdiff_t n) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), x);
 #elif defined(FNN_LEVEL_AVX512)
     _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), x);
+#elif defined(FNN_LEVEL_AVX2) && IS_FLOAT
+    /* in pieces: masked stores take some processors as long as twenty others */
+    __m128 piece = _mm256_castps256_ps128((__m256)x);
+    if (n & 4) {
+        _mm_storeu_ps(p, piece);
+        piece = _mm256_extractf128_ps((__m256)x, 1);
+        p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)p, piece);
+        piece = _mm_movehl_ps(piece, piece);
+        p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, piece);
 #elif defined(FNN_LEVEL_AVX2)
-    static const SBITS mask[2 * VECTOR_BYTES / sizeof(REAL)] = {-1, -1, -1, -1,
-#if IS_FLOAT
-                                                                -1, -1, -1, -1
-#endif
-    };
-    FNN_X86(maskstore)(p, _mm256_loadu_si256((const __m256i *)(mask + LANES - n)), x);
+    __m128d piece = _mm256_castpd256_pd128((__m256d)x);
+    if (n & 2) {
+        _mm_storeu_pd(p, piece);
+        piece = _mm256_extractf128_pd((__m256d)x, 1);
+        p += 2;
+    }
+    if (n & 1) _mm_store_sd(p, piece);
 #else
     for (ptrdiff_t i = 0; i < LANES - 1; i++)
         if (i < n) p[i] = x[i];

@@ -285,7 +285,7 @@ static void N(sparse_gradient)(const fnn_gradient *job, const fnn_entries *x, pt
                     }
                     more = 1;
                 }
-                if (job->optimizer >= 0) N(update_block)(job, q0, j0, q1 - q0, n_cols, g, ldg, fan_out);
+                if (job->optimizer >= 0) N(update_block)(job, q0, j0, q1 - q0, n_cols, g, ldg);
             }
             if (k0 == 0) N(bias_gradient)(job, j0, j0 + n_cols, s->work);
         }

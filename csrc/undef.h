@@ -9,6 +9,8 @@
 #undef FMA
 #undef SQRT
 #undef FLUSH
+#undef FADE
+#undef MOST_SCALARS
 #undef SEL
 #undef ABS
 #undef SIGN
@@ -41,6 +43,7 @@
 #undef TILE_ROW
 #undef EACH_MR
 #undef TILE_ENTRY
+#undef UPDATE_PANEL
 #undef ROW_BLOCKS
 #undef GROUP
 #undef UNITS

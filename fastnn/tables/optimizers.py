@@ -52,6 +52,8 @@ class Optimizer:
         Row of csrc/optimizers.def.
     n_slots : int
         State arrays of the parameters' shape.
+    momentum_slot : int or None
+        The one that is a running mean of gradients; the kernels let it fade to zero.
     learning_rate : float
     """
 
@@ -76,6 +78,10 @@ class Optimizer:
     @property
     def n_slots(self) -> int:
         raise NotImplementedError
+
+    @property
+    def momentum_slot(self) -> int | None:
+        return None
 
     @property
     def learning_rate(self) -> float:
@@ -204,6 +210,10 @@ class SGD(Optimizer):
     def n_slots(self) -> int:
         return 0 if self.momentum == 0 else 1
 
+    @property
+    def momentum_slot(self) -> int | None:
+        return None if self.momentum == 0 else 0
+
     def step_scalars(self, counters: Counters, rates: Array) -> tuple[Array, Counters]:
         if self.momentum == 0:
             return _columns(rates, rates), counters
@@ -253,6 +263,10 @@ class Adam(Optimizer):
     @property
     def n_slots(self) -> int:
         return 2
+
+    @property
+    def momentum_slot(self) -> int | None:
+        return 0
 
     def init_counters(self) -> Counters:
         return {"beta1_power": 1.0, "beta2_power": 1.0}
@@ -410,6 +424,10 @@ class RMSprop(Optimizer):
     @property
     def n_slots(self) -> int:
         return 1 if self.momentum == 0 else 2
+
+    @property
+    def momentum_slot(self) -> int | None:
+        return None if self.momentum == 0 else 1
 
     def step_scalars(self, counters: Counters, rates: Array) -> tuple[Array, Counters]:
         columns: list[Array | float] = [rates, self.rho, 1.0 - self.rho, self.epsilon]

@@ -171,6 +171,36 @@ def test_no_subnormal_number_stays(kernels, name):
         assert w[0, 3] == 0
 
 
+# the slot that is momentum
+MOMENTUM_SLOT = {
+    "sgd_momentum": 0,
+    "sgd_nesterov": 0,
+    "adam": 0,
+    "adamw": 0,
+    "nadam": 0,
+    "rmsprop_momentum": 1,
+}
+
+
+@pytest.mark.parametrize("name", MOMENTUM_SLOT)
+def test_momentum_fades_before_its_quotient_is_subnormal(kernels, name):
+    """And no sum of squares does, whose root may be all of a denominator; nor does NaN."""
+    scalars, _ = TEXTBOOK[name]
+    info = np.finfo(kernels.dtype)
+    least = info.smallest_normal * 2.0**24
+    w = np.array([[1.0, 1.0, 1.0, 1.0, 1.0]], kernels.dtype)
+    start = np.array([[2 * least, -2 * least, least / 2, -least / 2, np.nan]], kernels.dtype)
+    slots = [np.abs(start) for _ in state(name, np.random.default_rng(0), (1,))[2]]
+    slots[MOMENTUM_SLOT[name]] = start
+    _, *after = kernels.update(name, scalars, w, 0 * w, slots)
+    momentum = after.pop(MOMENTUM_SLOT[name])
+    assert (np.abs(momentum[0, :2]) >= least).all()
+    assert (momentum[0, 2:4] == 0).all()
+    assert np.isnan(momentum[0, 4])
+    for squares in after:
+        assert squares[0, 2] > 0
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nan_reaches_the_parameter(kernels, name, rng):
     """A NaN in the gradient is seen in the weights: divergence cannot hide."""

@@ -341,7 +341,9 @@ class _Run:
         if mode != k.TRAIN:
             return
         entries[k.N_SLOTS], entries[k.SLOTS] = n_slots, k.address(slots)
-        entries[k.UPDATE] = k.update_kernel(job.optimizer.scalar_update, n_slots, self.net.dtype)
+        entries[k.UPDATE] = k.update_kernel(
+            job.optimizer.scalar_update, n_slots, job.optimizer.momentum_slot, self.net.dtype
+        )
         entries[k.SCALARS] = k.address(self._keep(job.scalars, np.float64))
         entries[k.N_SCALARS] = job.scalars.shape[1]
         entries[k.STEP_L2] = k.address(self._keep(job.step_l2, np.float64))

@@ -474,15 +474,17 @@ def _cross_entropy(dtype: Any) -> Any:
 
 
 @lru_cache(maxsize=256)
-def update_kernel(formula: Any, n_slots: int, dtype: Any) -> int:
+def update_kernel(formula: Any, n_slots: int, momentum_slot: int | None, dtype: Any) -> int:
     """(n, h, l2, scale, g, w, a, b): a step of n parameters, of gradient scale (g + l2 w)."""
     dtype = np.dtype(dtype).type
     p = types.CPointer(_real(dtype))
     step, nothing = scalar_function(formula, dtype), dtype(0)
+    # as csrc/optimizers.def leaves numbers
     least = np.finfo(dtype).smallest_normal
+    least_a, least_b = (least * dtype(2**24 if slot == momentum_slot else 1) for slot in (0, 1))
 
     @inner
-    def normal(x):  # as csrc/optimizer.tmpl.h leaves numbers
+    def flush(x, least):
         return nothing if abs(x) < least else x
 
     def update(n, h_at, l2, scale, g, w, a, b):
@@ -493,11 +495,11 @@ def update_kernel(formula: Any, n_slots: int, dtype: Any) -> int:
             old_a = a[i] if n_slots > 0 else nothing
             old_b = b[i] if n_slots > 1 else nothing
             new_w, new_a, new_b = step(w[i], slope, old_a, old_b, h)
-            w[i] = normal(new_w)
+            w[i] = flush(new_w, least)
             if n_slots > 0:
-                a[i] = normal(new_a)
+                a[i] = flush(new_a, least_a)
             if n_slots > 1:
-                b[i] = normal(new_b)
+                b[i] = flush(new_b, least_b)
 
     real = types.float64
     return _address_of(update, types.intp, p, real, real, p, p, p, p)
