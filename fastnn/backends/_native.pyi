@@ -97,7 +97,7 @@ def predict(
     jacobian: np.ndarray | None,
     check: bool,
     n_threads: int,
-) -> int: ...
+) -> bool: ...
 def perceptron_fit(
     X: np.ndarray,
     targets: np.ndarray,

@@ -566,9 +566,26 @@ cdef void point_rows(Workspace *w, const Network *net, const Source *source, Py_
                             w.compressed_value + r0 * net.n_inputs * net.item_bytes, w.entry_count + r0)
 
 
-cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, const DropoutKey *key, bint link,
-                  void *scratch) noexcept nogil:
-    """Layers' outputs of rows [r0, r1). Without `link` the last layer stops at its logits (the loss takes those)."""
+cdef bint column_finite(const char *z, Py_ssize_t n, Py_ssize_t ld, int dtype) noexcept nogil:
+    """Whether the first value of each of n rows, ld elements apart, is finite."""
+    cdef Py_ssize_t r
+    cdef double worst = 0
+    for r in range(n):
+        if dtype == FNN_F32:
+            worst += (<const float *>z)[r * ld] - (<const float *>z)[r * ld]
+        else:
+            worst += (<const double *>z)[r * ld] - (<const double *>z)[r * ld]
+    return worst == 0
+
+
+cdef bint forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, const DropoutKey *key, bint link,
+                  const fnn_array *unchecked, void *scratch) noexcept nogil:
+    """Layers' outputs of rows [r0, r1). Without `link` the last layer stops at its logits (the loss takes those).
+
+    False, and nothing but the first sums done, where a value of these rows of `unchecked`, X (or NULL), is not finite:
+    such a value leaves no finite sum behind, whatever the weights, so that only where a row's first sum is not finite
+    are its values looked at.
+    """
     cdef Py_ssize_t l, at, n = r1 - r0
     cdef Layer *layer
     cdef fnn_entries entries = w.entries
@@ -587,8 +604,11 @@ cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
         else:
             net.k.dense_forward(layer.rows + r0, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out,
                                 layer.z + at, layer.ld, scratch)
+        if (l == 0 and unchecked != NULL and not column_finite(layer.z + at, n, layer.ld, net.dtype)
+                and fnn_first_bad_row(unchecked, w.samples, r0, r1, net.dtype) < r1):
+            return False
         if l == net.n_layers - 1 and not link:
-            return
+            return True
         if layer.activation == FNN_ACTIVATION_softmax:
             net.k.softmax(n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld, scratch)
         elif layer.activation == FNN_USER:
@@ -602,6 +622,7 @@ cdef void forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
                                   layer.fan_out, layer.factor + at, layer.ld)
             net.k.multiply(n, layer.fan_out, layer.factor + at, layer.ld, layer.y + at, layer.ld, layer.dropped + at,
                            layer.ld)
+    return True
 
 
 cdef void backward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, bint dropout, void *scratch) noexcept nogil:
@@ -1023,16 +1044,15 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
         for r in range(r0, r1):
             w.samples[r] = order[chunk + r] if order != NULL else chunk + r
         if r1 > r0:
-            if check:
-                if fnn_first_bad_row(&run.source.x, w.samples, r0, r1, net.dtype) < r1:
-                    fnn_flag_set(&run.bad)
             point_rows(w, net, &run.source, r0, r1)
-            forward(w, net, r0, r1, key, False, scratch)
-            at = r0 * last.ld * net.item_bytes
-            net.k.loss(&loss, r1 - r0, last.z + at, last.ld, w.samples + r0, last.delta + at, last.ld,
-                       w.row_loss + r0, scratch)
-            if not run.loss_only:
-                backward(w, net, r0, r1, key != NULL, scratch)
+            if forward(w, net, r0, r1, key, False, &run.source.x if check else NULL, scratch):
+                at = r0 * last.ld * net.item_bytes
+                net.k.loss(&loss, r1 - r0, last.z + at, last.ld, w.samples + r0, last.delta + at, last.ld,
+                           w.row_loss + r0, scratch)
+                if not run.loss_only:
+                    backward(w, net, r0, r1, key != NULL, scratch)
+            else:
+                fnn_flag_set(&run.bad)
         fnn_barrier_wait(barrier)
         if check and fnn_flag_get(&run.bad):
             if t == 0:
@@ -1507,7 +1527,7 @@ cdef struct Prediction:
     Py_ssize_t rows_per_thread
     Py_ssize_t next_row            # threads take rows from here until none are left
     bint check                     # look for NaN and infinity on the way
-    Py_ssize_t bad_row             # n_rows where all are finite
+    int32_t bad                    # set by a thread that finds a row that is not finite
     bint interrupted
     double next_look
 
@@ -1529,7 +1549,9 @@ cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, v
     for r in range(n):
         w.samples[r0 + r] = begin + r
     point_rows(w, net, &p.source, r0, r0 + n)
-    forward(w, net, r0, r0 + n, NULL, True, scratch)
+    if not forward(w, net, r0, r0 + n, NULL, True, &p.source.x if p.check else NULL, scratch):
+        fnn_flag_set(&p.bad)
+        return
     for l in range(net.n_layers):
         layer = &w.layers[l]
         if p.outputs != NULL and p.outputs[l] != NULL:
@@ -1560,20 +1582,15 @@ cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier
     cdef Prediction *p = <Prediction *>context
     # Whoever is free takes the next rows: the first thread, which looks for signals, is then never done long before
     # the others.
-    cdef Py_ssize_t n = p.source.x.n_rows, at, stop, bad
+    cdef Py_ssize_t n = p.source.x.n_rows, at, stop
     cdef void *scratch = p.w.scratch + t * p.w.scratch_bytes
     cdef double now
     cdef int raised
-    while not p.interrupted:
+    while not p.interrupted and not fnn_flag_get(&p.bad):
         at = fnn_take(&p.next_row, p.rows_per_thread)
         if at >= n:
             return
         stop = least(at + p.rows_per_thread, n)
-        if p.check:
-            bad = fnn_first_bad_row(&p.source.x, NULL, at, stop, p.net.dtype)
-            if bad < stop:
-                p.bad_row = bad  # any of them will do for the message
-                return
         predict_rows(p, at, stop, t, scratch)
         if t == 0:
             now = fnn_seconds()
@@ -1589,7 +1606,7 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     """Forward pass over all rows.
 
     outputs: a list with a contiguous array of the dtype per layer, or None where the layer is not wanted; jacobian:
-    (n, n_outputs, n_inputs) or None. Returns the number of a row that is not finite (with `check`), or -1.
+    (n, n_outputs, n_inputs) or None. Returns False where, with `check`, a row is not finite: the outputs are then undefined.
     """
     cdef Buffers buffers = Buffers()
     cdef Prediction p
@@ -1606,13 +1623,12 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     memset(&w, 0, sizeof(w))
     open_rows(&p.source, net, buffers, X)
     if p.source.x.n_rows == 0:
-        return -1
+        return True
     flat = buffers.flat(parameters, kind, net.n_parameters, False, "parameters")
     p.jacobian = buffers.flat(jacobian, kind, p.source.x.n_rows * net.n_outputs * net.n_inputs, True, "jacobian")
     p.net = net
     p.w = &w
     p.check = check and p.source.rows != CSR
-    p.bad_row = p.source.x.n_rows
     p.next_look = fnn_seconds() + SIGNAL_SECONDS
     work = <double>p.source.x.n_rows * <double>net.multiply_adds
     if p.jacobian != NULL:
@@ -1650,7 +1666,7 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     error = pending_error()
     if error is not None:
         raise error
-    return p.bad_row if p.bad_row < p.source.x.n_rows else -1
+    return p.bad == 0
 
 
 # --- the simple perceptron ------------------------------------------------------------------------------------------------------
@@ -1831,8 +1847,6 @@ cdef class Predictor:
         cdef Layer *last
         cdef Py_ssize_t begin = 0, n, r, row_bytes = net.n_outputs * net.item_bytes
         cdef Py_ssize_t rows = least(PREDICT_ROWS, x.n_rows)
-        if fnn_first_bad_row(x, NULL, 0, x.n_rows, net.dtype) < x.n_rows:
-            return 2
         memset(&source, 0, sizeof(Source))
         source.x = x[0]
         if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, &source, False) != 0:
@@ -1842,8 +1856,11 @@ cdef class Predictor:
         while begin < x.n_rows:
             n = least(rows, x.n_rows - begin)
             for r in range(n):
+                w.samples[r] = begin + r
                 w.layers[0].rows[r] = x.data + (begin + r) * x.row_stride_bytes
-            forward(&w, net, 0, n, NULL, True, w.scratch)
+            if not forward(&w, net, 0, n, NULL, True, x, w.scratch):
+                free(w.memory)
+                return 2
             for r in range(n):
                 memcpy(out + (begin + r) * row_bytes, last.y + r * last.ld * net.item_bytes, row_bytes)
             begin += n

@@ -82,8 +82,7 @@ class NativeBackend(Backend):
     ) -> bool:
         """`predict` for rows that nobody has checked; False where one is not finite."""
         outputs = [None] * (plan.n_layers - 1) + [out]
-        bad = _native.predict(_native_plan(plan), parameters, X, outputs, None, True, n_threads)
-        return bad < 0
+        return _native.predict(_native_plan(plan), parameters, X, outputs, None, True, n_threads)
 
     def layer_outputs(
         self, plan: Any, parameters: np.ndarray, X: np.ndarray, n_threads: int

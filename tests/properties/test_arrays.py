@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastnn import MLP
+from fastnn import MLP, Trainer
 
 DTYPES = [
     *("f4", "f8", ">f4", ">f8", "f2", ">f2", "g", "i1", "i2", "i4", "i8", ">i2", ">i8"),
@@ -159,3 +159,38 @@ def test_weights(model, weight):
         assert (weight >= 0).all()
         assert np.isfinite(loss)
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "sizes", [[30, 64, 2], [300, 128, 10], [5, 3, 1], [200, 300, 7], [40, 1]], ids=str
+)
+def test_no_value_that_is_not_finite_slips_through(sizes, dtype):
+    """Not where its weights are zero, nor where the rows are mostly zeros, nor where they are copied.
+
+    Rows are looked at only where a sum of theirs is not finite."""
+    rng = np.random.default_rng(0)
+    model = MLP(sizes, dtype=dtype, seed=1)
+    trainer = Trainer(model, seed=0, batch_size=64)
+    for n in (1, 2, 5, 300):
+        for bad in (np.nan, np.inf, -np.inf):
+            for share_of_zeros in (0.0, 0.9):
+                X = rng.standard_normal((n, sizes[0])).astype(dtype)
+                X[rng.random(X.shape) < share_of_zeros] = 0
+                i, j = rng.integers(n), rng.integers(sizes[0])
+                X[i, j] = bad
+                model.weights[0][j] = 0
+                before = model.parameters.copy()
+                for rows in (X, np.asfortranarray(X), X.astype("float64"), X[:, ::-1]):
+                    with pytest.raises(ValueError, match=rf"\b{i}\b"):
+                        model.predict(rows)
+                    with pytest.raises(ValueError, match=rf"\b{i}\b"):
+                        trainer.fit(rows, np.zeros((n, sizes[-1]), dtype), epochs=1)
+                assert np.array_equal(model.parameters, before)
+
+
+def test_finite_rows_whose_sums_overflow_are_not_called_bad():
+    model = MLP([30, 8, 2], seed=1)
+    model.weights[0][:] = 1e30
+    for n in (1, 5, 300):
+        assert not np.isfinite(model.predict(np.full((n, 30), 1e30, np.float32))).any()
