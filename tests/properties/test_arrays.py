@@ -166,7 +166,7 @@ def test_weights(model, weight):
     "sizes", [[30, 64, 2], [300, 128, 10], [5, 3, 1], [200, 300, 7], [40, 1]], ids=str
 )
 def test_no_value_that_is_not_finite_slips_through(sizes, dtype):
-    """Not where its weights are zero, nor where the rows are mostly zeros, nor where they are copied.
+    """Not where its weights are zero, rows are mostly zeros, or rows are copied.
 
     Rows are looked at only where a sum of theirs is not finite."""
     rng = np.random.default_rng(0)
