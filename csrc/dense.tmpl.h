@@ -573,10 +573,14 @@ static void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0,
     }
 }
 
-/* Columns [k0, k0 + m) of n input rows, side by side with ld elements from row to row. */
+/* Columns [k0, k0 + m) of n input rows, side by side with ld elements, whole vectors, from row to row. */
 static void N(pack_columns)(const REAL *const *x, ptrdiff_t n, ptrdiff_t k0, ptrdiff_t m, REAL *to, ptrdiff_t ld) {
-    for (ptrdiff_t p = 0; p < n; p++)
-        for (ptrdiff_t i = 0; i < m; i += LANES) N(store_n)(to + p * ld + i, N(load_n)(x[p] + k0 + i, m - i), m - i);
+    for (ptrdiff_t p = 0; p < n; p++) {
+        const REAL *from = x[p] + k0;
+        ptrdiff_t i = 0;
+        for (; i + LANES <= m; i += LANES) N(store)(to + p * ld + i, N(load)(from + i));
+        if (i < m) N(store)(to + p * ld + i, N(load_part)(from + i, m - i));
+    }
 }
 
 static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, ptrdiff_t unit_end, N(scratch) s) {
