@@ -33,8 +33,8 @@
 #define MOST_SCALARS 8
 #define OPTIMIZER(name, n_slots, n_scalars, ...)                                                                       \
     case FNN_OPTIMIZER_##name:                                                                                         \
-        _Static_assert(n_scalars <= MOST_SCALARS, "scalars of " #name);                                                \
         for (int k = 0; k < n_scalars; k++) h[k] = K(scalars[k]);                                                      \
+        _Static_assert(n_scalars <= MOST_SCALARS, "scalars of " #name);                                                \
         break;
 INLINE void N(splat_scalars)(int optimizer, const double *scalars, V *h) {
     switch (optimizer) {
