@@ -510,7 +510,7 @@ static int N(gradient_is_narrow)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
 }
 static ptrdiff_t N(gradient_units)(ptrdiff_t fan_in, ptrdiff_t fan_out) {
     if (N(gradient_is_narrow)(fan_in, fan_out)) return (fan_in + NR - 1) / NR;
-    return ((fan_out + BLOCK_COLS - 1) / BLOCK_COLS) * ((fan_in + MR - 1) / MR);
+    return ((fan_out + BLOCK_COLS - 1) / BLOCK_COLS) * N(n_tiles)(fan_in);
 }
 
 /* Columns of n_cols <= 4 * LANES summed over the rows [r0, r1): as many chains side by side as there are vectors. */

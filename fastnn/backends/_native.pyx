@@ -1857,7 +1857,7 @@ cdef class Predictor:
             n = least(rows, x.n_rows - begin)
             for r in range(n):
                 w.samples[r] = begin + r
-                w.layers[0].rows[r] = x.data + (begin + r) * x.row_stride_bytes
+            point_rows(&w, net, &source, 0, n)
             if not forward(&w, net, 0, n, NULL, True, x, w.scratch):
                 free(w.memory)
                 return 2
