@@ -97,8 +97,9 @@ class Kernels:
         copy = self.packed(W)
         if copy is not None:
             arguments = (rows.ctypes.data, n_rows, n_in, copy.ctypes.data, b.ctypes.data, n_out)
-            arguments += (z.ctypes.data, ldz)
-            keep = (X, b, z, rows, copy)
+            scratch, at = self.scratch(n_out)
+            arguments += (z.ctypes.data, ldz, -1.0, at)
+            keep = (X, b, z, rows, copy, scratch)
             return self.prepared("dense_forward_packed", arguments, flop, elements, *keep)
         scratch, at = self.scratch(max(n_in, n_out))
         arguments = (rows.ctypes.data, n_rows, n_in, W.ctypes.data, b.ctypes.data, n_out)
@@ -121,7 +122,8 @@ class Kernels:
         d, ldd = self.matrix(n_rows, n_in)
         W, rows = self.array(n_in, n_out), self.pointers(delta)
         scratch, at = self.scratch(max(n_in, n_out))
-        arguments = (rows.ctypes.data, n_rows, n_in, W.ctypes.data, n_out, d.ctypes.data, ldd, at)
+        arguments = (rows.ctypes.data, n_rows, n_in, W.ctypes.data, n_out)
+        arguments += (d.ctypes.data, ldd, -1.0, at)
         keep = (delta, d, W, rows, scratch)
         return self.prepared(
             "dense_backward", arguments, 2.0 * n_rows * n_in * n_out, n_rows * n_in, *keep
@@ -134,7 +136,7 @@ class Kernels:
         scratch, at = self.scratch(max(n_in, n_out))
         job = Gradient(
             input_rows=rows.ctypes.data, delta=delta.ctypes.data, ldd=ldd, n_rows=n_rows,
-            fan_in=n_in, fan_out=n_out, accumulate=0, optimizer=-1,
+            fan_in=n_in, fan_out=n_out, density=-1.0, accumulate=0, optimizer=-1,
         )  # fmt: skip
         keep = [X, delta, rows, scratch, job]
         if optimizer is None:

@@ -140,9 +140,10 @@ int fnn_optimizer_scalars(int optimizer) {
     return optimizers[optimizer].n_scalars;
 }
 
-size_t fnn_scratch_bytes(ptrdiff_t n_outputs, int with_gradient) {
+size_t fnn_scratch_bytes(ptrdiff_t n_outputs, int with_gradient, int with_skipping) {
     size_t n = FNN_PANEL_BYTES + FNN_POINTERS_BYTES + FNN_WORK_BYTES + (size_t)n_outputs * FNN_LOSS_BYTES_PER_OUTPUT;
     if (with_gradient && n < FNN_GRADIENT_BYTES) n = FNN_GRADIENT_BYTES;
+    if (with_skipping && n < FNN_KEPT_AT + FNN_KEPT_BYTES) n = FNN_KEPT_AT + FNN_KEPT_BYTES;
     return (n + FNN_ALIGN_BYTES - 1) / FNN_ALIGN_BYTES * FNN_ALIGN_BYTES;
 }
 

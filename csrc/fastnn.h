@@ -85,6 +85,7 @@ typedef struct {
     const void *delta;             /* (n_rows, fan_out), ldd elements from row to row */
     ptrdiff_t ldd;
     ptrdiff_t n_rows, fan_in, fan_out;
+    double density; /* zeros of inputs are skipped where at most this share of a sample is not zero; < 0: never */
     void *gradient, *bias_gradient;
     int accumulate;
     int optimizer; /* an fnn_optimizer, or -1 */
@@ -169,8 +170,9 @@ const char *fnn_loss_name(int loss);
 const char *fnn_optimizer_name(int optimizer);
 int fnn_optimizer_slots(int optimizer);
 int fnn_optimizer_scalars(int optimizer);
-/* Bytes of scratch that kernels may use for a net with this many outputs; dense_gradient only where with_gradient. */
-size_t fnn_scratch_bytes(ptrdiff_t n_outputs, int with_gradient);
+/* Bytes of scratch that kernels may use for a net with this many outputs; dense_gradient only where with_gradient, and
+ * skipping zeros (a density >= 0) only where with_skipping. */
+size_t fnn_scratch_bytes(ptrdiff_t n_outputs, int with_gradient, int with_skipping);
 /* Elements from one row to the next of a buffer `width` wide: whole cache lines, an odd number of them, so that the
  * rows of a column do not share a cache set. */
 ptrdiff_t fnn_row_stride(ptrdiff_t width, ptrdiff_t item_bytes);

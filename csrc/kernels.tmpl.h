@@ -4,6 +4,8 @@
 #include "vmath.tmpl.h"
 #include "optimizer.tmpl.h"
 #include "activation.tmpl.h"
+#include "tile.tmpl.h"
+#include "zeros.tmpl.h"
 #include "dense.tmpl.h"
 #include "loss.tmpl.h"
 #include "sparse.tmpl.h"

@@ -15,4 +15,9 @@
 #define FNN_GRADIENT_ROWS 48
 #define FNN_GRADIENT_BYTES ((FNN_BLOCK * 8 + 512) * FNN_GRADIENT_ROWS + 512)
 
+/* What products that skip zeros keep, after all of the above: values, places and counts of 64 chains, unfinished sums of
+ * at most 512 bytes each, a block of the other factor. */
+#define FNN_KEPT_BYTES (64 * (FNN_BLOCK * 12 + 512 + 32) + 16384)
+#define FNN_KEPT_AT FNN_GRADIENT_BYTES
+
 #endif

@@ -1,77 +1,11 @@
-/* First layers whose inputs are mostly zeros: products that touch only what is stored.
+/* First layers whose inputs are stored without their zeros (CSR): products that touch only what is stored.
  *
- * A link of a chain whose factor is zero leaves its sum as it is, so leaving it out changes no bit (law 1's chains start
- * from +0 and hold no -0 but where a product underflows; weights are finite, or training has diverged). Rows come as
- * fnn_entries: stored by the caller (CSR), or compressed here from dense rows. Both products run on one chain,
+ * Links of zero are left out, as in zeros.tmpl.h. Both products run on one chain,
  *
  *   c[j] = sum over p of value[p] * b[index[p], j]
  *
  * with b the weights (forward: the entries of a row) or the deltas (gradient: the entries of a column, whose rows are
  * b's). */
-
-#if defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)
-/* Which of eight lanes the bits of m keep, in order: four bits each, the first in the lowest. */
-#ifndef FNN_KEPT_LANES
-#define FNN_KEPT_LANES
-#define BIT(m, b) ((m) >> (b)&1u)
-#define KEPT_7(m) (7u * BIT(m, 7))
-#define KEPT_6(m) (KEPT_7(m) << 4 * BIT(m, 6) | 6u * BIT(m, 6))
-#define KEPT_5(m) (KEPT_6(m) << 4 * BIT(m, 5) | 5u * BIT(m, 5))
-#define KEPT_4(m) (KEPT_5(m) << 4 * BIT(m, 4) | 4u * BIT(m, 4))
-#define KEPT_3(m) (KEPT_4(m) << 4 * BIT(m, 3) | 3u * BIT(m, 3))
-#define KEPT_2(m) (KEPT_3(m) << 4 * BIT(m, 2) | 2u * BIT(m, 2))
-#define KEPT_1(m) (KEPT_2(m) << 4 * BIT(m, 1) | 1u * BIT(m, 1))
-#define KEPT(m) (KEPT_1(m) << 4 * BIT(m, 0))
-#define KEPT_4_OF(m) KEPT(m), KEPT(m + 1u), KEPT(m + 2u), KEPT(m + 3u)
-#define KEPT_16_OF(m) KEPT_4_OF(m), KEPT_4_OF(m + 4u), KEPT_4_OF(m + 8u), KEPT_4_OF(m + 12u)
-#define KEPT_64_OF(m) KEPT_16_OF(m), KEPT_16_OF(m + 16u), KEPT_16_OF(m + 32u), KEPT_16_OF(m + 48u)
-static const uint32_t fnn_kept_lanes[256] = {KEPT_64_OF(0u), KEPT_64_OF(64u), KEPT_64_OF(128u), KEPT_64_OF(192u)};
-#undef BIT
-#endif
-#endif
-
-/* The nonzero values of dense rows: of row r at index + r * n_cols and value + r * n_cols, and how many. */
-static void N(compress_rows)(const void *const *rows, ptrdiff_t n_rows, ptrdiff_t n_cols, int32_t *index, void *value_,
-                             ptrdiff_t *count) {
-    REAL *value = value_;
-    for (ptrdiff_t r = 0; r < n_rows; r++, index += n_cols, value += n_cols) {
-        const REAL *x = rows[r];
-        ptrdiff_t n = 0, k = 0;
-        /* whole vectors are written where the kept lanes go: n <= k, so they end within the row's room */
-#if (defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)) && IS_FLOAT
-        const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-        for (; k + 8 <= n_cols; k += 8) {
-            const __m256 v = _mm256_loadu_ps(x + k);
-            const int mask = _mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
-            if (!mask) continue;
-            __m256i lanes = _mm256_srlv_epi32(_mm256_set1_epi32((int)fnn_kept_lanes[mask]), shifts);
-            _mm256_storeu_ps(value + n, _mm256_permutevar8x32_ps(v, lanes));
-            lanes = _mm256_add_epi32(_mm256_and_si256(lanes, _mm256_set1_epi32(7)), _mm256_set1_epi32((int)k));
-            _mm256_storeu_si256((__m256i *)(index + n), lanes);
-            n += __builtin_popcount((unsigned)mask);
-        }
-#elif defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)
-        const __m256i shifts = _mm256_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12), odd = _mm256_setr_epi32(0, 1, 0, 1, 0, 1, 0, 1);
-        for (; k + 4 <= n_cols; k += 4) {
-            const __m256d v = _mm256_loadu_pd(x + k);
-            const int mask = _mm256_movemask_pd(_mm256_cmp_pd(v, _mm256_setzero_pd(), _CMP_NEQ_UQ));
-            if (!mask) continue;
-            const int kept = (int)fnn_kept_lanes[mask];
-            __m256i lanes = _mm256_srlv_epi32(_mm256_set1_epi32(kept), shifts);
-            lanes = _mm256_add_epi32(_mm256_slli_epi32(_mm256_and_si256(lanes, _mm256_set1_epi32(3)), 1), odd);
-            _mm256_storeu_si256((__m256i *)(value + n), _mm256_permutevar8x32_epi32(_mm256_castpd_si256(v), lanes));
-            for (int l = 0; l < 4; l++) index[n + l] = (int32_t)k + (kept >> 4 * l & 3);
-            n += __builtin_popcount((unsigned)mask);
-        }
-#endif
-        for (; k < n_cols; k++) {
-            index[n] = (int32_t)k;
-            value[n] = x[k];
-            n += x[k] != 0;
-        }
-        count[r] = n;
-    }
-}
 
 INLINE ptrdiff_t N(index_at)(const void *index, ptrdiff_t p, const int wide) {
     return wide ? (ptrdiff_t)((const int64_t *)index)[p] : (ptrdiff_t)((const int32_t *)index)[p];

@@ -55,3 +55,8 @@
 #undef SPARSE_ENTRIES
 #undef SPARSE_COLUMNS
 #undef CHAINS
+#undef KEPT_PANELS
+#undef KEPT_VECTORS
+#undef KEPT_COLS
+#undef KEPT_PART
+#undef KEPT_ROWS

@@ -18,6 +18,7 @@ cdef extern from "fastnn.h" nogil:
         Py_ssize_t ld_input
         const void *delta
         Py_ssize_t ldd, n_rows, fan_in, fan_out
+        double density
         void *gradient
         void *bias_gradient
         int accumulate, optimizer
@@ -84,9 +85,9 @@ cdef extern from "fastnn.h" nogil:
         void (*pack_weights)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
         void (*unpack_weights)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
         void (*dense_forward_packed)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, const void *,
-                                     Py_ssize_t, void *, Py_ssize_t) noexcept nogil
+                                     Py_ssize_t, void *, Py_ssize_t, double, void *) noexcept nogil
         void (*dense_backward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
-                               Py_ssize_t, void *) noexcept nogil
+                               Py_ssize_t, double, void *) noexcept nogil
         Py_ssize_t (*gradient_units)(Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*dense_gradient)(const fnn_gradient *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         void (*activate)(int, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *, Py_ssize_t) noexcept nogil
@@ -101,7 +102,6 @@ cdef extern from "fastnn.h" nogil:
                               void *, Py_ssize_t) noexcept nogil
         void (*update)(int, const double *, double, double, Py_ssize_t, Py_ssize_t, const void *, Py_ssize_t, void *,
                        void *, void *, Py_ssize_t) noexcept nogil
-        void (*compress_rows)(const void *const *, Py_ssize_t, Py_ssize_t, int32_t *, void *, Py_ssize_t *) noexcept nogil
         void (*sparse_forward)(const fnn_entries *, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
                                void *, Py_ssize_t) noexcept nogil
         void (*sparse_gradient)(const fnn_gradient *, const fnn_entries *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
@@ -136,7 +136,7 @@ cdef extern from "fastnn.h" nogil:
     const char *fnn_optimizer_name(int)
     int fnn_optimizer_slots(int)
     int fnn_optimizer_scalars(int)
-    size_t fnn_scratch_bytes(Py_ssize_t, int)
+    size_t fnn_scratch_bytes(Py_ssize_t, int, int)
     Py_ssize_t fnn_row_stride(Py_ssize_t, Py_ssize_t)
     Py_ssize_t fnn_size_product(Py_ssize_t, Py_ssize_t)
     void fnn_gather(const fnn_array *, const int64_t *, Py_ssize_t, Py_ssize_t, int, void *, Py_ssize_t)

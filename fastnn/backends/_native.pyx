@@ -72,6 +72,10 @@ cdef double LONGEST_WAIT = 2, LONGEST_WAIT_IN_PART = 0.25
 cdef double LOOKS_APART = 50   # times a look's own length, at least
 cdef double FASTER = 0.97, SLOWER = 1.15
 
+# Zeros are skipped where at most this share of a block's inputs (or deltas) is other than zero: skipping has costs of its
+# own. 1: wherever it can be; < 0: never.
+cdef double MOST_DENSITY = 0.65
+
 # Work (multiply-adds of a step or of a prediction) under which another thread costs more than it brings.
 cdef double WORK_PER_THREAD = 5e5
 
@@ -89,6 +93,14 @@ def set_work_per_thread(double multiply_adds):
     global WORK_PER_THREAD
     old = WORK_PER_THREAD
     WORK_PER_THREAD = multiply_adds
+    return old
+
+
+def set_most_density(double density):
+    """Set how dense blocks may be whose zeros are skipped; returns the old share. For tests: bits never depend on it."""
+    global MOST_DENSITY
+    old = MOST_DENSITY
+    MOST_DENSITY = density
     return old
 
 
@@ -148,7 +160,7 @@ def slot_names():
 
 def scratch_bytes(Py_ssize_t n_outputs):
     """Bytes of scratch that kernels need for layers up to this wide."""
-    return fnn_scratch_bytes(n_outputs, True)
+    return fnn_scratch_bytes(n_outputs, True, True)
 
 
 def row_stride(Py_ssize_t width, Py_ssize_t item_bytes):
@@ -291,6 +303,7 @@ cdef struct Layer:
     const void **rows              # the layer's inputs, one pointer per row of the chunk
     const void **delta_rows
     char *packed                   # the weights as the forward pass reads them, or NULL where it reads them as they are
+    double density                 # of inputs and deltas whose zeros are skipped: at most this; < 0: they are not looked for
     Py_ssize_t units, packed_elems
 
 
@@ -355,17 +368,11 @@ cdef class NativePlan:
         free(self.layers)
 
 
-cdef enum Rows:
-    DENSE
-    MOSTLY_ZERO                    # dense rows, whose nonzero values are collected batch by batch
-    CSR                            # rows stored without their zeros
-
-
 cdef struct Source:
-    fnn_array x                    # with CSR only its shape
+    fnn_array x                    # with csr only its shape
     bint gather                    # whether rows must be converted
-    int rows                       # one of Rows
-    const char *indptr             # CSR: where each row begins, and the last one ends
+    bint csr                       # rows are stored without their zeros
+    const char *indptr             # csr: where each row begins, and the last one ends
     const char *indices
     const char *data
     bint wide_indptr, wide_indices  # int64, else int32
@@ -373,13 +380,11 @@ cdef struct Source:
 
 cdef struct Workspace:
     Layer *layers                  # a copy of the plan's, with buffers
-    int sparse                     # Rows: whether the first layer reads `entries`
+    bint csr                       # whether the first layer reads `entries`
     fnn_entries entries
     const void **entry_index       # of each row of the chunk; entries points to these
     const void **entry_value
     Py_ssize_t *entry_count
-    int32_t *compressed_index      # MOSTLY_ZERO: n_inputs for each row
-    char *compressed_value
     char *scratch                  # scratch_bytes for each thread
     Py_ssize_t scratch_bytes
     Py_ssize_t rows                # rows that the buffers hold
@@ -404,16 +409,19 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     cdef Layer *layer
     cdef bint dry = base == NULL
     cdef Layer scratch_layer
+    cdef bint packs = False
+    for l in range(net.n_layers):
+        packs = packs or (pack and plan[l].packed_elems > 0)
     w.layers = <Layer *>take(&at, net.n_layers * sizeof(Layer))
-    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.n_outputs, backward)
+    w.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(net.n_outputs, backward, packs)
     w.scratch = take(&at, w.scratch_bytes * n_threads)
     w.samples = <int64_t *>take(&at, rows * sizeof(int64_t))
     w.row_loss = <double *>take(&at, rows * sizeof(double))
     w.batch_ld = fnn_row_stride(net.n_inputs, item)
     w.batch = take(&at, rows * w.batch_ld * item) if source.gather else NULL
     w.rows = rows
-    w.sparse = source.rows
-    if w.sparse != DENSE:
+    w.csr = source.csr
+    if w.csr:
         w.entry_index = <const void **>take(&at, rows * sizeof(void *))
         w.entry_value = <const void **>take(&at, rows * sizeof(void *))
         w.entry_count = <Py_ssize_t *>take(&at, rows * sizeof(Py_ssize_t))
@@ -421,10 +429,6 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
         w.entries.value = w.entry_value
         w.entries.count = w.entry_count
         w.entries.wide = source.wide_indices
-    if w.sparse == MOSTLY_ZERO:
-        w.compressed_index = <int32_t *>take(&at, rows * net.n_inputs * sizeof(int32_t))
-        w.compressed_value = take(&at, rows * net.n_inputs * item)
-        w.entries.wide = False
     for l in range(net.n_layers):
         layer = &scratch_layer if dry else &w.layers[l]
         layer[0] = plan[l]
@@ -435,10 +439,11 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
         layer.dropped = layer.y
         layer.factor = NULL
         layer.delta = NULL
-        if l == 0 and w.sparse != DENSE:
+        if l == 0 and w.csr:
             layer.packed_elems = 0
             layer.units = (layer.fan_in + FNN_SPARSE_UNIT - 1) // FNN_SPARSE_UNIT
         layer.packed = take(&at, layer.packed_elems * item) if pack and layer.packed_elems > 0 else NULL
+        layer.density = MOST_DENSITY if layer.packed != NULL else -1
         if backward:
             layer.delta = take(&at, buffer_bytes)
             layer.delta_rows = <const void **>take(&at, rows * sizeof(void *))
@@ -446,9 +451,6 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
                 layer.dropped = take(&at, buffer_bytes)
                 layer.factor = take(&at, buffer_bytes)
     if not dry:
-        for r in range(rows if w.sparse == MOSTLY_ZERO else 0):
-            w.entry_index[r] = w.compressed_index + r * net.n_inputs
-            w.entry_value[r] = w.compressed_value + r * net.n_inputs * item
         for l in range(net.n_layers):
             layer = &w.layers[l]
             for r in range(rows):
@@ -549,7 +551,7 @@ cdef void point_rows(Workspace *w, const Network *net, const Source *source, Py_
     """Make rows [r0, r1) of the chunk readable: pointers into X where it can be read in place, else converted copies."""
     cdef const fnn_array *x = &source.x
     cdef Py_ssize_t r, begin
-    if source.rows == CSR:
+    if source.csr:
         for r in range(r0, r1):
             begin = index_at(source.indptr, source.wide_indptr, w.samples[r])
             w.entry_index[r] = source.indices + begin * (8 if source.wide_indices else 4)
@@ -561,9 +563,6 @@ cdef void point_rows(Workspace *w, const Network *net, const Source *source, Py_
     else:
         for r in range(r0, r1):
             w.layers[0].rows[r] = x.data + w.samples[r] * x.row_stride_bytes
-    if source.rows == MOSTLY_ZERO:
-        net.k.compress_rows(w.layers[0].rows + r0, r1 - r0, net.n_inputs, w.compressed_index + r0 * net.n_inputs,
-                            w.compressed_value + r0 * net.n_inputs * net.item_bytes, w.entry_count + r0)
 
 
 cdef bint column_finite(const char *z, Py_ssize_t n, Py_ssize_t ld, int dtype) noexcept nogil:
@@ -592,7 +591,7 @@ cdef bint forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
     for l in range(net.n_layers):
         layer = &w.layers[l]
         at = r0 * layer.ld * net.item_bytes
-        if l == 0 and w.sparse != DENSE:
+        if l == 0 and w.csr:
             entries.index = w.entry_index + r0
             entries.value = w.entry_value + r0
             entries.count = w.entry_count + r0
@@ -600,7 +599,7 @@ cdef bint forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
                                  layer.ld)
         elif layer.packed != NULL:
             net.k.dense_forward_packed(layer.rows + r0, n, layer.fan_in, layer.packed, layer.bias, layer.fan_out,
-                                       layer.z + at, layer.ld)
+                                       layer.z + at, layer.ld, layer.density, scratch)
         else:
             net.k.dense_forward(layer.rows + r0, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out,
                                 layer.z + at, layer.ld, scratch)
@@ -635,7 +634,7 @@ cdef void backward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r
         below = &w.layers[l - 1]
         at = r0 * below.ld * net.item_bytes
         net.k.dense_backward(layer.delta_rows + r0, r1 - r0, layer.fan_in, layer.weights, layer.fan_out,
-                             below.delta + at, below.ld, scratch)
+                             below.delta + at, below.ld, layer.density, scratch)
         if dropout and below.dropout > 0:
             net.k.multiply(r1 - r0, below.fan_out, below.factor + at, below.ld, below.delta + at, below.ld,
                            below.delta + at, below.ld)
@@ -649,65 +648,17 @@ cdef void backward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r
 
 # --- rows as they come ------------------------------------------------------------------------------------------------
 
-# A sample of rows is looked at, to see whether most of their values are zero.
-cdef enum:
-    SAMPLE_ROWS = 32
-    ROWS_PER_SAMPLE = 64
-    SPARSE_INPUTS = 32
-    SPARSE_OUTPUTS = 16
-    MOST_COMPRESSED = 1 << 20      # values of a chunk: memory beside X stays small
-cdef double SPARSE_DENSITY = 0.3
-
-
-def set_sparse_density(double density):
-    """Set how many of the values may be other than zero for a first layer to skip the zeros; returns the old share.
-
-    For tests: bits do not depend on it.
-    """
-    global SPARSE_DENSITY
-    old = SPARSE_DENSITY
-    SPARSE_DENSITY = density
-    return old
-
-
-cdef int choose_rows(Source *source, const Network *net, const Layer *layer, Py_ssize_t rows, double rows_to_come) except -1:
-    """Whether skipping zeros will pay: `rows` are read at once, and so many in all."""
-    cdef Py_ssize_t n = source.x.n_rows, n_sample, i, found = 0
-    cdef int64_t *samples
-    cdef char *sample
-    if (source.rows == CSR or layer.fan_in < SPARSE_INPUTS or layer.fan_out < SPARSE_OUTPUTS
-            or <double>rows * <double>layer.fan_in > MOST_COMPRESSED):
-        return 0
-    n_sample = SAMPLE_ROWS if rows_to_come / ROWS_PER_SAMPLE >= SAMPLE_ROWS else <Py_ssize_t>(rows_to_come / ROWS_PER_SAMPLE)
-    n_sample = least(n_sample, n)
-    if n_sample < 1:
-        return 0
-    samples = <int64_t *>malloc(n_sample * sizeof(int64_t))
-    sample = <char *>malloc(n_sample * layer.fan_in * net.item_bytes)
-    if samples != NULL and sample != NULL:
-        for i in range(n_sample):
-            samples[i] = <int64_t>(<double>i * <double>n / <double>n_sample)
-        fnn_gather(&source.x, samples, 0, n_sample, net.dtype, sample, layer.fan_in)
-        for i in range(n_sample * layer.fan_in):
-            found += (<const float *>sample)[i] != 0 if net.dtype == FNN_F32 else (<const double *>sample)[i] != 0
-        if <double>found <= SPARSE_DENSITY * <double>(n_sample * layer.fan_in):
-            source.rows = MOSTLY_ZERO
-    free(samples)
-    free(sample)
-    return 0
-
-
 cdef int open_rows(Source *source, const Network *net, Buffers buffers, object X) except -1:
     """X as rows that point_rows reads: an array, or CSR arrays (fastnn.sparse_rows.SparseRows)."""
     cdef int kind = FNN_KIND_F32 if net.dtype == FNN_F32 else FNN_KIND_F64
     cdef Py_ssize_t n_stored
-    source.rows = DENSE
+    source.csr = False
     indptr = getattr(X, "indptr", None)
     if indptr is None:
         describe(buffers.get(X, False), &source.x)
         source.gather = not fnn_in_place(&source.x, net.dtype)
     else:
-        source.rows = CSR
+        source.csr = True
         source.gather = False
         source.x.n_rows, source.x.n_cols = X.shape
         n_stored = len(X.indices)
@@ -889,6 +840,7 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         job.n_rows = n_rows
         job.fan_in = layer.fan_in
         job.fan_out = layer.fan_out
+        job.density = layer.density
         job.gradient = run.gradient + layer.weight_at * item if run.gradient != NULL else NULL
         job.bias_gradient = run.gradient + layer.bias_at * item if run.gradient != NULL else NULL
         job.accumulate = not first
@@ -903,7 +855,7 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
         job.bias_b = run.slots[1] + layer.bias_at * item if run.n_slots > 1 else NULL
         while begin < end:
             stop = least(begin + UNITS_BETWEEN_FETCHES, end) if asked < n_later else end
-            if l == 0 and run.w.sparse != DENSE:
+            if l == 0 and run.w.csr:
                 net.k.sparse_gradient(&job, &run.w.entries, begin, stop, scratch)
             else:
                 net.k.dense_gradient(&job, begin, stop, scratch)
@@ -1029,7 +981,7 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
     cdef bint check = run.check and p.epoch == 0
     cdef fnn_loss loss = run.loss
     epoch_key.epoch = run.key.epoch + <uint64_t>p.epoch
-    fetch = order != NULL and run.source.rows != CSR
+    fetch = order != NULL and not run.source.csr
     moves = total_weight > 0
     loss.total_weight = total_weight if moves else 1
     # Nobody writes to the weights before the next barrier.
@@ -1207,7 +1159,7 @@ cdef bint is_small(const Run *run, int n_threads) noexcept nogil:
     cdef const Network *net = run.net
     cdef Py_ssize_t l
     if (n_threads > 1 or run.batch_size > SMALL_ROWS or net.n_layers > FNN_SMALL_LAYERS or net.has_dropout
-            or run.clip_norm >= 0 or net.n_inputs > SMALL_WIDTH or run.source.rows == CSR):
+            or run.clip_norm >= 0 or net.n_inputs > SMALL_WIDTH or run.source.csr):
         return False
     for l in range(net.n_layers):
         if run.w.layers[l].fan_out > SMALL_WIDTH:
@@ -1373,8 +1325,6 @@ cdef int plan_chunk(Run *run, NativePlan plan, Py_ssize_t batch_size, int n_thre
     if backward_too:
         chunk_work *= 3
     n_threads = threads_for(chunk_work, n_threads)
-    choose_rows(&run.source, run.net, plan.layers, rows,
-                <double>run.n_samples * <double>(run.n_epochs if run.n_epochs > 0 else 1))
     run.batch_size = batch_size
     run.chunks_between_looks = <Py_ssize_t>(1e5 / chunk_work) + 1
     run.next_look = fnn_seconds() + SIGNAL_SECONDS
@@ -1427,7 +1377,7 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     for s in range(run.n_slots):
         run.slots[s] = slot_memory + s * plan.net.n_parameters * plan.net.item_bytes
     run.l2 = l2
-    run.check = check_rows and run.source.rows != CSR  # whose values have been looked at
+    run.check = check_rows and not run.source.csr  # whose values have been looked at
     run.step_l2 = <const double *>buffers.flat(step_l2, FNN_KIND_F64, steps, False, "step_l2")
     run.step_record = <double *>buffers.flat(step_record, FNN_KIND_F64, 2 * steps, True, "step_record")
     run.clip_norm = -1 if clip_norm is None else clip_norm
@@ -1575,7 +1525,7 @@ cdef void predict_rows(Prediction *p, Py_ssize_t begin, Py_ssize_t end, int t, v
         backward(w, net, r0, r0 + n, False, scratch)
         to = p.jacobian + (begin * net.n_outputs + o) * net.n_inputs * item
         net.k.dense_backward(w.layers[0].delta_rows + r0, n, net.n_inputs, w.layers[0].weights, w.layers[0].fan_out,
-                             to, net.n_outputs * net.n_inputs, scratch)
+                             to, net.n_outputs * net.n_inputs, w.layers[0].density, scratch)
 
 
 cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
@@ -1628,7 +1578,7 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     p.jacobian = buffers.flat(jacobian, kind, p.source.x.n_rows * net.n_outputs * net.n_inputs, True, "jacobian")
     p.net = net
     p.w = &w
-    p.check = check and p.source.rows != CSR
+    p.check = check and not p.source.csr
     p.next_look = fnn_seconds() + SIGNAL_SECONDS
     work = <double>p.source.x.n_rows * <double>net.multiply_adds
     if p.jacobian != NULL:
@@ -1638,7 +1588,6 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
     # equal shares, in the fewest rounds that the buffers allow
     rounds = (p.source.x.n_rows + used * PREDICT_ROWS - 1) // (used * PREDICT_ROWS)
     p.rows_per_thread = (p.source.x.n_rows + used * rounds - 1) // (used * rounds)
-    choose_rows(&p.source, net, plan.layers, p.rows_per_thread * used, <double>p.source.x.n_rows)
     held = []
     try:
         if net.n_layers > 256:

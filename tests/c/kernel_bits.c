@@ -37,7 +37,7 @@ static void *get(size_t bytes) {
     return p;
 }
 static void *get_scratch(ptrdiff_t n_outputs, int with_gradient) {
-    size_t bytes = fnn_scratch_bytes(n_outputs, with_gradient);
+    size_t bytes = fnn_scratch_bytes(n_outputs, with_gradient, 1);
     void *p = aligned_alloc(FNN_ALIGN_BYTES, bytes);
     if (!p) abort();
     memset(p, 0xff, bytes);
@@ -151,6 +151,7 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
                         .n_rows = n,
                         .fan_in = fan_in,
                         .fan_out = fan_out,
+                        .density = -1,
                         .gradient = g,
                         .bias_gradient = gb,
                         .accumulate = accumulate,
@@ -189,12 +190,12 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     if (n_packed) {
         k->pack_weights(fan_in, fan_out, 0, fan_in / 3, w, packed);
         k->pack_weights(fan_in, fan_out, fan_in / 3, fan_in, w, packed);
-        k->dense_forward_packed(x_rows, n, fan_in, packed, b, fan_out, z, fan_out);
+        k->dense_forward_packed(x_rows, n, fan_in, packed, b, fan_out, z, fan_out, -1, scratch);
         k->unpack_weights(fan_in, fan_out, packed, w);
     }
     say("dense_forward_packed", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
     free(packed);
-    k->dense_backward(delta_rows, n, fan_in, w, fan_out, d, fan_in, scratch);
+    k->dense_backward(delta_rows, n, fan_in, w, fan_out, d, fan_in, -1, scratch);
     say("dense_backward", "", n, fan_in, fan_out, hashed_reals(START, d, n * fan_in));
     gradient(k, x_rows, delta, w, b, n, fan_in, fan_out, -1, 1, 0);
     gradient(k, x_rows, delta, w, b, n, fan_in, fan_out, -1, 1, 1);
@@ -296,25 +297,26 @@ static void losses(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t width) {
     free(z), free(y), free(samples), free(labels), free(weight), free(row_loss), free(scratch);
 }
 
-/* Rows that are mostly zero, through the sparse kernels. */
+/* Rows stored without their zeros, three values in four. */
 static void sparse(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out) {
     void *x = filled(n * fan_in, -2, 2), *w = filled(fan_in * fan_out, -1, 1), *b = filled(fan_out, -1, 1);
-    for (ptrdiff_t i = 0; i < n * fan_in; i++)
-        if (draw() % 4) put(x, i, 0);
     void *z = get(SIZE(n * fan_out)), *delta = filled(n * fan_out, -1, 1), *values = get(SIZE(n * fan_in));
     void *g = get(SIZE(fan_in * fan_out)), *gb = get(SIZE(fan_out)), *scratch = get_scratch(fan_out, 1);
-    const void **rows = rows_of(x, n, fan_in), **index = get((size_t)n * sizeof *index),
-               **value = get((size_t)n * sizeof *value);
+    const void **index = get((size_t)n * sizeof *index), **value = get((size_t)n * sizeof *value);
     int32_t *columns = get((size_t)(n * fan_in) * sizeof *columns);
     ptrdiff_t *count = get((size_t)n * sizeof *count);
-    k->compress_rows(rows, n, fan_in, columns, values, count);
-    uint64_t h = hashed(START, count, (size_t)n * sizeof *count);
     for (ptrdiff_t r = 0; r < n; r++) {
         index[r] = columns + r * fan_in;
         value[r] = (char *)values + SIZE(r * fan_in);
-        h = hashed_reals(hashed(h, index[r], (size_t)count[r] * sizeof *columns), value[r], count[r]);
+        count[r] = 0;
+        for (ptrdiff_t i = 0; i < fan_in; i++) {
+            const ptrdiff_t to = r * fan_in + count[r];
+            if (draw() % 4) continue;
+            columns[to] = (int32_t)i;
+            memcpy((char *)values + SIZE(to), (char *)x + SIZE(r * fan_in + i), item);
+            count[r]++;
+        }
     }
-    say("compress_rows", "", n, fan_in, 0, h);
     const fnn_entries entries = {.index = index, .value = value, .count = count};
     k->sparse_forward(&entries, n, fan_in, w, b, fan_out, z, fan_out);
     say("sparse_forward", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
@@ -328,8 +330,47 @@ static void sparse(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_
                         .optimizer = -1};
     k->sparse_gradient(&job, &entries, 0, (fan_in + FNN_SPARSE_UNIT - 1) / FNN_SPARSE_UNIT, scratch);
     say("sparse_gradient", "", n, fan_in, fan_out, hashed_reals(hashed_reals(START, g, fan_in * fan_out), gb, fan_out));
-    free_rows(rows, n), free(index), free(value), free(x), free(w), free(b), free(z), free(delta), free(values);
+    free(index), free(value), free(x), free(w), free(b), free(z), free(delta), free(values);
     free(g), free(gb), free(scratch), free(columns), free(count);
+}
+
+/* Dense arrays whose zeros, half of the values, are skipped. All others are ordinary: how many columns are computed
+ * without skipping depends on the instruction set, and there 0 times infinity is NaN. */
+static void zeros(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out) {
+    const int kept = special;
+    special = 0;
+    void *x = filled(n * fan_in, -2, 2), *w = filled(fan_in * fan_out, -1, 1), *b = filled(fan_out, -1, 1);
+    void *delta = filled(n * fan_out, -1, 1), *z = get(SIZE(n * fan_out)), *d = get(SIZE(n * fan_in));
+    void *scratch = get_scratch(fan_out, 1), *packed = get(SIZE(k->packed_elems(fan_in, fan_out)));
+    for (ptrdiff_t i = 0; i < n * fan_in; i++)
+        if (draw() % 2) put(x, i, 0);
+    for (ptrdiff_t i = 0; i < n * fan_out; i++)
+        if (draw() % 2) put(delta, i, 0);
+    const void **x_rows = rows_of(x, n, fan_in), **delta_rows = rows_of(delta, n, fan_out);
+    fnn_gradient job = {.input_rows = x_rows,
+                        .delta = delta,
+                        .ldd = fan_out,
+                        .n_rows = n,
+                        .fan_in = fan_in,
+                        .fan_out = fan_out,
+                        .density = 1,
+                        .gradient = w,
+                        .bias_gradient = b,
+                        .accumulate = 1,
+                        .optimizer = -1};
+    uint64_t h = START;
+    if (k->packed_elems(fan_in, fan_out)) {
+        k->pack_weights(fan_in, fan_out, 0, fan_in, w, packed);
+        k->dense_forward_packed(x_rows, n, fan_in, packed, b, fan_out, z, fan_out, 1, scratch);
+        h = hashed_reals(h, z, n * fan_out);
+    }
+    k->dense_backward(delta_rows, n, fan_in, w, fan_out, d, fan_in, 1, scratch);
+    k->dense_gradient(&job, 0, k->gradient_units(fan_in, fan_out), scratch);
+    h = hashed_reals(hashed_reals(h, d, n * fan_in), w, fan_in * fan_out);
+    say("zeros", "", n, fan_in, fan_out, h);
+    free_rows(x_rows, n), free_rows(delta_rows, n), free(x), free(w), free(b), free(delta), free(z), free(d);
+    free(scratch), free(packed);
+    special = kept;
 }
 
 /* Two steps of a small network in padded memory. */
@@ -397,6 +438,8 @@ int main(int argc, char **argv) {
             if (s % 4 >= 2) layers(k, n % 20 + 1, fan_out % 70 + 1);
             if (s % 4 >= 2) losses(k, n % 20 + 1, fan_out % 12 + 1);
             sparse(k, n, fan_in, fan_out);
+            zeros(k, n, fan_in, fan_out);
+            zeros(k, n, fan_in + 64, fan_out + 128);
             small(k, n % 64 + 1, fan_in % 64 + 1, fan_out % 64 + 1, n % 11 + 1);
         }
     }

@@ -36,8 +36,10 @@ SIGNATURES = {
     "packed_elems": (size, size, size),
     "pack_weights": (None, size, size, size, size, pointer, pointer),
     "unpack_weights": (None, size, size, pointer, pointer),
-    "dense_forward_packed": (None, pointer, size, size, pointer, pointer, size, pointer, size),
-    "dense_backward": (None, pointer, size, size, pointer, size, pointer, size, pointer),
+    "dense_forward_packed": (
+        *(None, pointer, size, size, pointer, pointer, size, pointer, size, double, pointer),
+    ),
+    "dense_backward": (None, pointer, size, size, pointer, size, pointer, size, double, pointer),
     "gradient_units": (size, size, size),
     "dense_gradient": (None, pointer, size, size, pointer),
     "activate": (None, integer, size, size, pointer, size, pointer, size),
@@ -51,7 +53,6 @@ SIGNATURES = {
         *(integer, pointer, double, double, size, size),
         *(pointer, size, pointer, pointer, pointer, size),
     ),
-    "compress_rows": (None, pointer, size, size, pointer, pointer, pointer),
     "sparse_forward": (None, pointer, size, size, pointer, pointer, size, pointer, size),
     "sparse_gradient": (None, pointer, pointer, size, size, pointer),
     "small_layout": (size, size, pointer, pointer, size, size, pointer, pointer),
@@ -80,7 +81,7 @@ class Gradient(ctypes.Structure):
     _fields_ = (
         [("input_rows", pointer), ("ld_input", size), ("delta", pointer)]
         + [(name, size) for name in ("ldd", "n_rows", "fan_in", "fan_out")]
-        + [("gradient", pointer), ("bias_gradient", pointer)]
+        + [("density", double), ("gradient", pointer), ("bias_gradient", pointer)]
         + [("accumulate", integer), ("optimizer", integer), ("scalars", pointer), ("l2", double)]
         + [(name, pointer) for name in ("weights", "weight_a", "weight_b")]
         + [(name, pointer) for name in ("bias", "bias_a", "bias_b", "packed")]
@@ -327,7 +328,7 @@ class Kernels:
         )  # fmt: skip
         return self.done(z)
 
-    def dense_backward(self, delta, W):
+    def dense_backward(self, delta, W, density=-1.0):
         delta = np.asarray(delta)
         pointers, _rows = self.rows(delta)
         fan_in, fan_out = np.shape(W)
@@ -335,7 +336,7 @@ class Kernels:
         d, ldd = self.matrix(np.full((len(delta), fan_in), np.nan))
         self.slots["dense_backward"](
             address(pointers), len(delta), fan_in, address(w), fan_out, address(d), ldd,
-            self.scratch(fan_out),
+            density, self.scratch(fan_out),
         )  # fmt: skip
         return self.done(d)
 
@@ -368,19 +369,6 @@ class Kernels:
         X = np.asarray(X, self.dtype)
         return self.dense_gradient(X, delta, sparse="wide" if wide else "narrow", **options)
 
-    def compress_rows(self, X):
-        """(columns, values) of each row."""
-        X = np.asarray(X, self.dtype)
-        pointers, _rows = self.rows(X)
-        index = self.memory.put(np.full(X.shape, -1, np.int32))
-        value = self.array(np.nan, X.shape)
-        count = self.memory.put(np.full(len(X), -1, np.intp))
-        self.slots["compress_rows"](
-            address(pointers), *X.shape, address(index), address(value), address(count)
-        )
-        index, value, count = self.done(index, value, count)
-        return [(i[:n], v[:n]) for i, v, n in zip(index, value, count, strict=True)]
-
     def packed_elems(self, fan_in, fan_out):
         return self.slots["packed_elems"](fan_in, fan_out)
 
@@ -400,14 +388,14 @@ class Kernels:
         self.slots["unpack_weights"](*shape, address(p), address(w))
         return self.done(w)
 
-    def dense_forward_packed(self, X, packed, b):
+    def dense_forward_packed(self, X, packed, b, density=-1.0):
         X = np.asarray(X)
         pointers, _rows = self.rows(X)
         p, bias = self.array(packed), self.array(b)
         z, ldz = self.matrix(np.full((len(X), len(b)), np.nan))
         self.slots["dense_forward_packed"](
             *(address(pointers), len(X), X.shape[1], address(p)),
-            *(address(bias), len(b), address(z), ldz),
+            *(address(bias), len(b), address(z), ldz, density, self.scratch(len(b))),
         )
         return self.done(z)
 
@@ -415,8 +403,9 @@ class Kernels:
         return self.slots["gradient_units"](fan_in, fan_out)
 
     def dense_gradient(
-        self, X, delta, *, into=None, update=None, cuts=(), spaced=False, only=False, sparse=""
-    ):
+        self, X, delta, *, into=None, update=None, cuts=(), spaced=False, only=False, sparse="",
+        density=-1.0,
+    ):  # fmt: skip
         """Gradients to the weights and the bias.
 
         Parameters
@@ -429,6 +418,7 @@ class Kernels:
         cuts : numbers in 0..1 at which the units of work are split into calls.
         only : whether only the packed weights are updated.
         spaced : whether the rows of X lie evenly spaced, and the kernel is told.
+        density : zeros are skipped where no larger share of a sample of X is other than zero.
         sparse : "narrow" or "wide" (indices of 32 or 64 bits): by sparse_gradient instead.
 
         Returns
@@ -453,7 +443,7 @@ class Kernels:
             gb = self.array(into[1] if accumulate else np.nan, (fan_out,))
         job = Gradient(
             input_rows=address(pointers), ld_input=ld_input, delta=address(d), ldd=ldd,
-            n_rows=len(X), fan_in=fan_in, fan_out=fan_out, gradient=address(g),
+            n_rows=len(X), fan_in=fan_in, fan_out=fan_out, density=density, gradient=address(g),
             bias_gradient=address(gb),
             accumulate=keep and into is not None, optimizer=-1,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Zeros that are skipped change no bit: the sparse kernels against the dense ones."""
+"""Zeros that are skipped change no bit: rows stored without them, and dense ones, where it pays."""
 
 import numpy as np
 import pytest
@@ -73,16 +73,84 @@ def test_updates_have_the_bits_of_the_dense_ones(kernels, rng, optimizer):
                 assert same_bits(a, e), shape
 
 
-def test_compressed_rows_hold_what_is_not_zero(kernels, misaligned, rng):
-    for n_cols in [*kernels.lengths, 100, 784]:
-        for density in DENSITIES:
-            X = problem(rng, kernels.dtype, (4, n_cols, 1), density)[0]
-            X[1, 0], X[2, -1], X[3, n_cols // 3] = (
-                np.nan,
-                -0.0,
-                5e-324 if X.itemsize == 8 else 1e-45,
-            )
+# Dense arrays whose zeros are skipped -------------------------------------------------------------
+
+ALL, NONE = 1.0, -1.0  # densities up to which zeros are skipped
+
+# Whole groups of columns and what is left beside them, parts of chains, several blocks, one row.
+SKIPPED = [
+    (64, 784, 128),
+    (40, 300, 512),
+    (1, 90, 140),
+    (3, 257, 100),
+    (33, 140, 257),
+    (257, 130, 70),
+    (600, 70, 129),
+    (70, 520, 64),
+]
+
+
+def half_zeros(rng, dtype, shape, density):
+    """X and delta with zeros of both signs, and the least of normal numbers. (A product that
+    underflows leaves a -0, which a +0 that is not skipped would turn.)"""
+    X, W, b, delta = problem(rng, dtype, shape, density)
+    delta *= rng.random(delta.shape) < density
+    for a in (X, delta):
+        a[rng.random(a.shape) < 0.1] = -0.0
+        a[0, 0] = np.finfo(dtype).tiny
+    return X, W, b, delta
+
+
+@pytest.mark.parametrize("shape", SKIPPED, ids=str)
+def test_zeros_are_skipped_without_changing_a_bit(kernels, misaligned, rng, shape):
+    for density in (0.0, 0.02, 0.5, 1.0):
+        X, W, b, delta = half_zeros(rng, kernels.dtype, shape, density)
+        packed = kernels.pack_weights(W)
+        z = kernels.dense_forward(X, W, b)
+        d = kernels.dense_backward(delta, W)
+        for k in (kernels, misaligned):
+            assert same_bits(k.dense_forward_packed(X, packed, b, ALL), z)
+            assert same_bits(k.dense_backward(delta, W, ALL), d)
+        for options in ({}, {"cuts": (0.3, 0.31, 0.8)}, {"spaced": True}, {"into": (W, b)}):
+            expected = kernels.dense_gradient(X, delta, **options)
             for k in (kernels, misaligned):
-                for row, (index, value) in zip(X, k.compress_rows(X), strict=True):
-                    assert np.array_equal(index, np.flatnonzero(row))
-                    assert same_bits(value, row[np.flatnonzero(row)])
+                got = k.dense_gradient(X, delta, density=ALL, **options)
+                assert all(same_bits(*pair) for pair in zip(got, expected, strict=True)), options
+
+
+def test_what_is_not_finite_is_not_skipped(kernels, rng):
+    X, W, b, delta = half_zeros(rng, kernels.dtype, (50, 300, 200), 0.4)
+    X[3, 7], X[20, 290], delta[9, 60], delta[40, 199] = np.nan, np.inf, np.nan, -np.inf
+    X[[9, 40]] = 1  # what multiplies them is not zero
+    packed = kernels.pack_weights(W)
+    for density in (ALL, NONE):
+        z = kernels.dense_forward_packed(X, packed, b, density)
+        assert np.isnan(z[3]).all()
+        assert not np.isfinite(z[20]).any()
+        assert np.isfinite(np.delete(z, (3, 20), axis=0)).all()
+        d = kernels.dense_backward(delta, W, density)
+        assert np.isnan(d[9]).all()
+        assert not np.isfinite(d[40]).any()
+        g, _ = kernels.dense_gradient(X, delta, density=density)
+        assert np.isnan(g[:, 60]).all()
+        assert not np.isfinite(g[[7, 290]][:, delta[[3, 20]].all(axis=0)]).any()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_sample_decides_whether_zeros_are_skipped(kernels, rng, share):
+    """Seen by what 0 times infinity becomes, which only a product that does not skip computes."""
+    for density in (0.1, 0.25, 0.4, 0.55, 0.7, 0.9):
+        if abs(density - share) < 0.1:
+            continue
+        X, W, b, delta = problem(rng, kernels.dtype, (80, 512, 128), density)
+        delta *= rng.random(delta.shape) < density
+        skips = density < share
+        packed = kernels.pack_weights(np.full_like(W, np.inf))
+        z = kernels.dense_forward_packed(X, packed, b, share)
+        assert np.isnan(z[0]).all() != skips  # its inputs are zeros
+        delta[0] = 0
+        d = kernels.dense_backward(delta, np.full_like(W, np.inf), share)
+        assert np.isnan(d[0]).all() != skips
+        delta[:] = np.inf
+        g, _ = kernels.dense_gradient(X, delta, density=share)
+        assert np.isnan(g[256]).all() != skips

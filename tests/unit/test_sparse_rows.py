@@ -40,11 +40,11 @@ FORMATS = {
 }
 
 
-def trained(X, y, backend="native", n_threads=1, **options):
+def trained(X, y, backend="native", **options):
     model = fastnn.MLP(
         [X.shape[1], 20, 3], activation="tanh", output="softmax", seed=3, backend=backend
     )
-    trainer = fastnn.Trainer(model, batch_size=32, seed=5, n_threads=n_threads, **options)
+    trainer = fastnn.Trainer(model, batch_size=32, seed=5, n_threads=1, **options)
     trainer.fit(X, y, epochs=3)
     return model, trainer
 
@@ -79,7 +79,9 @@ def test_reference_backend_takes_sparse_rows(rows, rng):
     np.testing.assert_allclose(reference.predict(S), reference.predict(rows), rtol=1e-6, atol=1e-7)
 
 
-def test_zeros_of_dense_rows_are_skipped_without_changing_a_bit(rng):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_zeros_are_skipped_without_changing_a_bit(rng, dtype):
+    """Those of X and those that relu and dropout make, in all three products of a step."""
     _native = pytest.importorskip("fastnn.backends._native")
     X = rng.random((700, 150), dtype=np.float32)
     X[rng.random(X.shape) < 0.85] = 0
@@ -87,14 +89,20 @@ def test_zeros_of_dense_rows_are_skipped_without_changing_a_bit(rng):
     for X in kinds.values():
         y = rng.integers(0, 3, len(X))
         results = []
-        density, work = _native.set_sparse_density(-1.0), _native.set_work_per_thread(0.0)
+        density, work = _native.set_most_density(-1.0), _native.set_work_per_thread(0.0)
         try:
             for share, n_threads in itertools.product((-1.0, 1.0), (1, 3)):
-                _native.set_sparse_density(share)
-                model, trainer = trained(X, y, n_threads=n_threads)
+                _native.set_most_density(share)
+                model = fastnn.MLP(
+                    [X.shape[1], 150, 300, 3], activation="relu", output="softmax", dtype=dtype,
+                    dropout=0.2, seed=3,
+                )  # fmt: skip
+                trainer = fastnn.Trainer(model, batch_size=300, seed=5, n_threads=n_threads)
+                trainer.fit(X, y, epochs=3)
                 results.append((model.parameters, model.predict(X), trainer.history.loss))
+                results[-1] += (model.input_gradient(X[:90]),)
         finally:
-            _native.set_sparse_density(density)
+            _native.set_most_density(density)
             _native.set_work_per_thread(work)
         for other in results[1:]:
             for a, b in zip(results[0], other, strict=True):
