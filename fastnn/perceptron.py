@@ -215,6 +215,7 @@ class Perceptron:
             self.max_epochs,
             self.shuffle,
             self.seed,
+            resolve_n_threads(),
             StopFlag(),
         )
         if exception is not None:

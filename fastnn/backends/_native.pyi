@@ -107,6 +107,7 @@ def perceptron_fit(
     max_epochs: int,
     shuffle: bool,
     seed: int,
+    n_threads: int,
     stop: np.ndarray,
 ) -> tuple[np.ndarray, str, BaseException | None]: ...
 

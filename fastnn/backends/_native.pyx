@@ -1620,104 +1620,162 @@ def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n
 
 # --- the simple perceptron ------------------------------------------------------------------------------------------------------
 
+cdef struct ErrorCorrection:
+    int dtype
+    const fnn_array *x
+    Py_ssize_t n_outputs, row_bytes, between   # between: rows from one look around to the next
+    bint gather
+    const uint8_t *targets
+    double learning_rate
+    char *weights
+    char *bias
+    char *memory                   # memory_bytes for each thread: scratch, then copies of rows that are not read in place
+    Py_ssize_t memory_bytes, scratch_bytes
+    Py_ssize_t *mistakes           # of each thread, in this epoch and the last, in turn
+    int64_t *order                 # or NULL for the natural order
+    uint64_t seed
+    Py_ssize_t max_epochs, epochs_done
+    int64_t *counts
+    const int32_t *stop
+    # --- what the first thread decides, read by all after a barrier ---
+    int status
+    int32_t quit
+
+
+cdef void error_correction_looks(ErrorCorrection *job, double *next_look) noexcept nogil:
+    """Stop flag and signals."""
+    cdef int raised
+    if job.stop != NULL and fnn_flag_get(job.stop):
+        job.status = STOPPED
+    elif fnn_seconds() >= next_look[0]:
+        next_look[0] = fnn_seconds() + SIGNAL_SECONDS
+        with gil:
+            raised = check_signals()
+        if raised:
+            job.status = INTERRUPTED
+    if job.status != DONE:
+        fnn_flag_set(&job.quit)
+
+
+cdef Py_ssize_t error_correction_epoch(ErrorCorrection *job, Py_ssize_t first, Py_ssize_t n_units, int t,
+                                       Py_ssize_t *left, double *next_look) noexcept nogil:
+    """All rows, for these units. left: rows to the next look around. Returns the mistakes."""
+    cdef const fnn_array *x = job.x
+    cdef Py_ssize_t n = x.n_rows, i = 0, r, group, later, mistakes = 0
+    cdef int64_t samples[FNN_PERCEPTRON_ROWS]
+    cdef const void *rows[2 * FNN_PERCEPTRON_ROWS]
+    cdef const uint8_t *targets[2 * FNN_PERCEPTRON_ROWS]
+    cdef const int64_t *order = job.order
+    cdef char *scratch = job.memory + t * job.memory_bytes
+    cdef char *copies = scratch + job.scratch_bytes
+    while i < n:
+        group = least(FNN_PERCEPTRON_ROWS, n - i)
+        for r in range(group):
+            samples[r] = order[i + r] if order != NULL else i + r
+            targets[r] = job.targets + samples[r] * job.n_outputs + first
+            if job.gather:
+                rows[r] = copies + r * job.row_bytes
+            else:
+                rows[r] = x.data + samples[r] * x.row_stride_bytes
+        if job.gather:
+            fnn_gather(x, samples, 0, group, job.dtype, copies, x.n_cols)
+        later = 0
+        if order != NULL and job.gather:
+            fnn_prefetch_rows(x, order + i + group, least(FNN_PERCEPTRON_ROWS, n - i - group))
+        elif order != NULL:
+            later = least(FNN_PERCEPTRON_ROWS, n - i - group)
+            for r in range(later):
+                rows[group + r] = x.data + order[i + group + r] * x.row_stride_bytes
+                targets[group + r] = job.targets + order[i + group + r] * job.n_outputs + first
+        mistakes += KERNELS[job.dtype].perceptron_rows(rows, group, later, x.n_cols, n_units, targets, job.learning_rate,
+                                                       job.weights + first * job.row_bytes,
+                                                       job.bias + first * (job.row_bytes // x.n_cols), scratch)
+        i += group
+        left[0] -= group
+        if left[0] <= 0:
+            left[0] = job.between
+            if t == 0:
+                error_correction_looks(job, next_look)
+            if fnn_flag_get(&job.quit):
+                break
+    return mistakes
+
+
+cdef void error_correction_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    """What each thread does: epoch after epoch for units of its own, which need nothing from the others."""
+    cdef ErrorCorrection *job = <ErrorCorrection *>context
+    cdef Py_ssize_t first = job.n_outputs * t // n_threads, end = job.n_outputs * (t + 1) // n_threads
+    cdef Py_ssize_t epoch, total, left = job.between
+    cdef Py_ssize_t *mistakes
+    cdef double next_look = fnn_seconds() + SIGNAL_SECONDS
+    cdef int other
+    for epoch in range(job.max_epochs):
+        if job.order != NULL:
+            if t == 0:
+                fnn_permutation(KERNELS[job.dtype], job.seed, <uint64_t>epoch, job.x.n_rows, job.order)
+            fnn_barrier_wait(barrier)
+        mistakes = job.mistakes + (epoch & 1) * n_threads
+        mistakes[t] = error_correction_epoch(job, first, end - first, t, &left, &next_look)
+        fnn_barrier_wait(barrier)
+        if job.status != DONE:
+            return
+        total = 0
+        for other in range(n_threads):
+            total += mistakes[other]
+        if t == 0:
+            job.counts[epoch] = total
+            job.epochs_done = epoch + 1
+        if total == 0:
+            return
+
+
 def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t max_epochs, bint shuffle, uint64_t seed,
-                   stop):
+                   int n_threads, stop):
     """Error-correction learning, one row at a time, until an epoch without a mistake.
 
     targets: uint8 (n, n_outputs); weights (n_outputs, n_features), bias (n_outputs,): changed in place. Returns
-    (mistakes per epoch int64, status, exception).
+    (mistakes per epoch int64, status, exception). No bit depends on n_threads, which share the units.
     """
     cdef Buffers buffers = Buffers()
     cdef fnn_array x
-    cdef bint is_float32 = weights.dtype == np.float32
-    cdef int dtype = FNN_F32 if is_float32 else FNN_F64, kind = FNN_KIND_F32 if is_float32 else FNN_KIND_F64
-    cdef int status = DONE, raised
-    cdef Py_ssize_t n, n_outputs = bias.shape[0], epoch = 0, i, r, group, later, mistakes = 0, between, left, row_bytes
-    cdef int64_t samples[FNN_PERCEPTRON_ROWS]
-    cdef const void *rows[2 * FNN_PERCEPTRON_ROWS]
-    cdef const uint8_t *row_targets[2 * FNN_PERCEPTRON_ROWS]
-    cdef const uint8_t *t
-    cdef char *w
-    cdef char *b
-    cdef char *copies
-    cdef char *scratch
+    cdef ErrorCorrection job
+    cdef Py_ssize_t n_outputs = bias.shape[0], n_bytes
+    cdef int kind, may_spin
     cdef void *memory
-    cdef int64_t *order = NULL
-    cdef const int32_t *flag
-    cdef int64_t *counts
-    cdef bint gather
-    cdef double next_look
+    memset(&job, 0, sizeof(job))
     describe(buffers.get(X, False), &x)
-    n = x.n_rows
-    t = <const uint8_t *>buffers.flat(targets, FNN_KIND_U8, n * n_outputs, False, "targets")
-    w = buffers.flat(weights, kind, x.n_cols * n_outputs, True, "weights")
-    b = buffers.flat(bias, kind, n_outputs, True, "bias")
-    flag = <const int32_t *>buffers.flat(stop, FNN_KIND_I32, 1, False, "stop")
+    job.dtype = FNN_F32 if weights.dtype == np.float32 else FNN_F64
+    kind = FNN_KIND_F32 if job.dtype == FNN_F32 else FNN_KIND_F64
+    job.x = &x
+    job.n_outputs = n_outputs
+    job.targets = <const uint8_t *>buffers.flat(targets, FNN_KIND_U8, x.n_rows * n_outputs, False, "targets")
+    job.weights = buffers.flat(weights, kind, x.n_cols * n_outputs, True, "weights")
+    job.bias = buffers.flat(bias, kind, n_outputs, True, "bias")
+    job.stop = <const int32_t *>buffers.flat(stop, FNN_KIND_I32, 1, False, "stop")
     errors = np.zeros(max_epochs, np.int64)
-    counts = <int64_t *>buffers.flat(errors, FNN_KIND_I64, max_epochs, True, "errors")
-    gather = not fnn_in_place(&x, dtype)
-    row_bytes = x.n_cols * (4 if is_float32 else 8)
-    memory = malloc(fnn_scratch_bytes(n_outputs, False) + FNN_PERCEPTRON_ROWS * row_bytes
-                    + (n * sizeof(int64_t) if shuffle else 0) + 3 * FNN_ALIGN_BYTES)
+    job.counts = <int64_t *>buffers.flat(errors, FNN_KIND_I64, max_epochs, True, "errors")
+    job.learning_rate = learning_rate
+    job.max_epochs = max_epochs
+    job.seed = seed
+    job.gather = not fnn_in_place(&x, job.dtype)
+    job.row_bytes = x.n_cols * (4 if job.dtype == FNN_F32 else 8)
+    job.between = FNN_PERCEPTRON_ROWS * (100000 // (x.n_cols * n_outputs + 20) + 1)
+    n_threads = threads_for(<double>x.n_rows * <double>x.n_cols * <double>n_outputs, <int>least(n_threads, n_outputs))
+    job.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(n_outputs, False, False)
+    # whole cache lines, and one between threads
+    job.memory_bytes = ((job.scratch_bytes + FNN_PERCEPTRON_ROWS * job.row_bytes) // FNN_ALIGN_BYTES + 2) * FNN_ALIGN_BYTES
+    n_bytes = job.memory_bytes * n_threads + (x.n_rows * sizeof(int64_t) if shuffle else 0)
+    memory = calloc(1, n_bytes + 2 * n_threads * sizeof(Py_ssize_t) + FNN_ALIGN_BYTES)
     if memory == NULL:
-        raise MemoryError(f"cannot allocate workspace for {n} rows")
-    scratch = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
-    copies = scratch + fnn_scratch_bytes(n_outputs, False)
-    if shuffle:
-        order = <int64_t *>(copies + (FNN_PERCEPTRON_ROWS * row_bytes + FNN_ALIGN_BYTES - 1)
-                            // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
-    between = 100000 // (x.n_cols * n_outputs + 20) + 1
-    left = between
-    next_look = fnn_seconds() + SIGNAL_SECONDS
+        raise MemoryError(f"cannot allocate workspace for {x.n_rows} rows")
+    job.memory = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
+    job.order = <int64_t *>(job.memory + job.memory_bytes * n_threads) if shuffle else NULL
+    job.mistakes = <Py_ssize_t *>(job.memory + n_bytes)
+    may_spin = n_threads <= _cpu_count()
     with nogil:
-        while epoch < max_epochs and status == DONE:
-            if shuffle:
-                fnn_permutation(KERNELS[dtype], seed, <uint64_t>epoch, n, order)
-            mistakes = 0
-            i = 0
-            while i < n:
-                group = least(FNN_PERCEPTRON_ROWS, n - i)
-                for r in range(group):
-                    samples[r] = order[i + r] if shuffle else i + r
-                    row_targets[r] = t + samples[r] * n_outputs
-                    if gather:
-                        rows[r] = copies + r * row_bytes
-                    else:
-                        rows[r] = x.data + samples[r] * x.row_stride_bytes
-                if gather:
-                    fnn_gather(&x, samples, 0, group, dtype, copies, x.n_cols)
-                later = 0
-                if shuffle and gather:
-                    fnn_prefetch_rows(&x, order + i + group, least(FNN_PERCEPTRON_ROWS, n - i - group))
-                elif shuffle:
-                    later = least(FNN_PERCEPTRON_ROWS, n - i - group)
-                    for r in range(later):
-                        rows[group + r] = x.data + order[i + group + r] * x.row_stride_bytes
-                        row_targets[group + r] = t + order[i + group + r] * n_outputs
-                mistakes += KERNELS[dtype].perceptron_rows(rows, group, later, x.n_cols, n_outputs, row_targets,
-                                                           learning_rate, w, b, scratch)
-                i += group
-                left -= 1
-                if left == 0:
-                    left = between
-                    if flag != NULL and fnn_flag_get(flag):
-                        status = STOPPED
-                        break
-                    if fnn_seconds() >= next_look:
-                        next_look = fnn_seconds() + SIGNAL_SECONDS
-                        with gil:
-                            raised = check_signals()
-                        if raised:
-                            status = INTERRUPTED
-                            break
-            if status != DONE:
-                break
-            counts[epoch] = mistakes
-            epoch += 1
-            if mistakes == 0:
-                break
+        fnn_run(error_correction_task, &job, n_threads, may_spin)
     free(memory)
-    return errors[:epoch], STATUS_NAMES[status], pending_error()
+    return errors[: job.epochs_done], STATUS_NAMES[job.status], pending_error()
 
 
 include "_online.pxi"

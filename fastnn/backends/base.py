@@ -262,11 +262,13 @@ class Backend(ABC):
         max_epochs: int,
         shuffle: bool,
         seed: int,
+        n_threads: int,
         stop: StopFlag,
     ) -> tuple[np.ndarray, str, BaseException | None]:
         """Error-correction learning until an epoch without a mistake.
 
         t is uint8 (n, k) of 0 and 1; weights (n_features, k) and bias (k,) are changed in place.
         The order of an epoch is ``rng.permutation(n, seed, epoch)`` with shuffle, else the
-        natural one. Returns (mistakes of each epoch int64, status, exception).
+        natural one. n_threads, at most, share the units. Returns (mistakes of each epoch int64,
+        status, exception).
         """

@@ -200,11 +200,12 @@ class NativeBackend(Backend):
         max_epochs: int,
         shuffle: bool,
         seed: int,
+        n_threads: int,
         stop: StopFlag,
     ) -> tuple[np.ndarray, str, BaseException | None]:
         units = np.ascontiguousarray(weights.T)
         result = _native.perceptron_fit(
-            X, t, units, bias, learning_rate, max_epochs, shuffle, seed, stop.flag
+            X, t, units, bias, learning_rate, max_epochs, shuffle, seed, n_threads, stop.flag
         )
         weights[:] = units.T
         return result

@@ -280,6 +280,7 @@ class ReferenceBackend(Backend):
         max_epochs: int,
         shuffle: bool,
         seed: int,
+        n_threads: int,
         stop: StopFlag,
     ) -> tuple[Array, str, BaseException | None]:
         errors: list[int] = []

@@ -505,7 +505,7 @@ def test_perceptrons_agree(other):
     for backend in (other, REFERENCE):
         weights, bias = np.zeros((SIZES[0], 2)), np.zeros(2)
         errors, status, exception = backend.perceptron_fit(
-            X, t, weights, bias, 0.5, 50, True, 7, StopFlag()
+            X, t, weights, bias, 0.5, 50, True, 7, 2, StopFlag()
         )
         assert (status, exception) == ("done", None)
         states.append((weights, bias, errors))

@@ -381,7 +381,7 @@ def test_the_perceptron_stops_and_survives_interrupts():
     ):
         weights, bias = np.zeros((3, 2)), np.zeros(2)
         errors, got, exception = CUDA.perceptron_fit(
-            X, np.roll(t, 1, axis=0), weights, bias, 0.5, 50, True, 7, flag
+            X, np.roll(t, 1, axis=0), weights, bias, 0.5, 50, True, 7, 1, flag
         )
         assert (got, exception) == (status, flag.error)
         assert len(errors) == 2

@@ -89,11 +89,11 @@ def reading(name):
     }[name]
     return call, lambda: int(not np.array_equal(model.parameters, before))
 
-def perceptron(n, n_features):
+def perceptron(n, n_features, n_outputs=1):
     unit = Perceptron(max_epochs=10**7, shuffle=True, seed=0)
     unit.fit([[0.0], [1.0]], [0, 1])
     weights = unit.weights.copy()
-    X, t = generator.normal(size=(n, n_features)), generator.integers(0, 2, n)
+    X, t = generator.normal(size=(n, n_features)), generator.integers(0, 2, (n, n_outputs))
 
     def check():
         assert np.array_equal(unit.weights, weights) and unit.converged_
@@ -159,6 +159,7 @@ CASES = {
     "loss_and_gradient": lambda: reading("loss_and_gradient"),
     "perceptron": lambda: perceptron(2000, 50),
     "perceptron, long epochs": lambda: perceptron(200_000, 40),
+    "perceptron, threads": lambda: perceptron(200_000, 40, 7),
     "lbfgs": lambda: lbfgs(),
     "many": lambda: many(),
     "many, lbfgs": lambda: many_lbfgs(),

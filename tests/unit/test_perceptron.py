@@ -113,6 +113,31 @@ def test_shuffling_by_seed(make):
     assert weights(seed=1) == weights(seed=2)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_no_bit_depends_on_the_number_of_threads(monkeypatch, dtype, shuffle):
+    """Units are shared out; every one sees all rows in the same order."""
+    _native = pytest.importorskip("fastnn.backends._native")
+    rng = np.random.default_rng(4)
+    before = _native.set_work_per_thread(0.0)
+    try:
+        for n_outputs, n_features in ((1, 5), (2, 300), (7, 3), (11, 70)):
+            X = rng.integers(-9, 9, (90, n_features))
+            t = X @ rng.standard_normal((n_features, n_outputs)) > rng.standard_normal(n_outputs)
+            t[::7] ^= rng.random(t[::7].shape) < 0.2
+            for rows in (X, X.astype(dtype)):
+                seen = []
+                for n_threads in (1, 2, 3, 8):
+                    monkeypatch.setenv("FASTNN_NUM_THREADS", str(n_threads))
+                    unit = Perceptron(max_epochs=20, shuffle=shuffle, seed=1, dtype=dtype)
+                    unit.fit(rows, t)
+                    seen.append((unit.weights.tobytes(), unit.bias.tobytes(), list(unit.errors_)))
+                assert all(other == seen[0] for other in seen[1:])
+                assert 0 in seen[0][2] or len(seen[0][2]) == 20
+    finally:
+        _native.set_work_per_thread(before)
+
+
 def test_kinds_of_arrays(make):  # cases A1, A4, A8, B13
     X = np.random.default_rng(3).integers(0, 256, (50, 4))
     t = (X[:, 0] > X[:, 1]).astype(int)

@@ -194,6 +194,7 @@ class NumbaBackend(Backend):
         max_epochs: int,
         shuffle: bool,
         seed: int,
+        n_threads: int,
         stop: StopFlag,
     ) -> tuple[np.ndarray, str, BaseException | None]:
         n, n_outputs = t.shape

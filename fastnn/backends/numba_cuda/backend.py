@@ -610,6 +610,7 @@ class CudaBackend(Backend):
         max_epochs: int,
         shuffle: bool,
         seed: int,
+        n_threads: int,
         stop: StopFlag,
     ) -> tuple[Array, str, BaseException | None]:
         dtype = weights.dtype
