@@ -103,7 +103,7 @@ class Kernels:
             return self.prepared("dense_forward_packed", arguments, flop, elements, *keep)
         scratch, at = self.scratch(max(n_in, n_out))
         arguments = (rows.ctypes.data, n_rows, n_in, W.ctypes.data, b.ctypes.data, n_out)
-        arguments += (z.ctypes.data, ldz, at)
+        arguments += (z.ctypes.data, ldz, -1.0, at)
         return self.prepared("dense_forward", arguments, flop, elements, X, W, b, z, rows, scratch)
 
     def packed(self, W):

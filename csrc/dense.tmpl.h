@@ -26,13 +26,13 @@ static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff
     }
 }
 
-/* One to three rows: the weights are read where they lie. */
+/* One to three rows, the columns from j0: the weights are read where they lie. */
 static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const REAL *w, const REAL *bias,
-                           ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz) {
+                           ptrdiff_t j0, ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz) {
     static const N(tile_function) wide[3][2] = {{N(tile_1_8_0), N(tile_1_4_0)},
                                                 {N(tile_2_4_0), N(tile_2_4_0)},
                                                 {N(tile_3_4_0), N(tile_3_4_0)}};
-    for (ptrdiff_t j0 = 0; j0 < fan_out;) {
+    while (j0 < fan_out) {
         ptrdiff_t left = fan_out - j0, width, k0 = 0;
         const ptrdiff_t widest = n_rows == 1 ? 8 * LANES : 4 * LANES;
         N(tile_function) f = 0;
@@ -128,9 +128,10 @@ static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, 
 }
 
 /* Z = X W + b. rows: n_rows pointers to fan_in values; weights (fan_in, fan_out), bias (fan_out,), z (n_rows, fan_out)
- * with ldz elements from row to row. */
+ * with ldz elements from row to row. density: as above, for a row by itself. */
 static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff_t fan_in, const void *weights,
-                             const void *bias_, ptrdiff_t fan_out, void *z_, ptrdiff_t ldz, void *scratch) {
+                             const void *bias_, ptrdiff_t fan_out, void *z_, ptrdiff_t ldz, double density,
+                             void *scratch) {
     const REAL *const *rows = (const REAL *const *)rows_;
     const REAL *w = weights, *bias = bias_;
     REAL *z = z_;
@@ -141,7 +142,12 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
         return;
     }
     if (n_rows <= 3) {
-        N(forward_few)(rows, n_rows, fan_in, w, bias, fan_out, z, ldz);
+        ptrdiff_t n_kept = 0;
+        if (n_rows == 1 && fan_out >= KEPT_COLS && fan_out <= KEPT_APART && N(mostly_zero)(rows, 1, 0, fan_in, density)) {
+            n_kept = fan_out / KEPT_COLS * KEPT_COLS;
+            N(forward_kept_one)(rows, fan_in, w, fan_out, n_kept, bias, z, s.panel);
+        }
+        N(forward_few)(rows, n_rows, fan_in, w, bias, n_kept, fan_out, z, ldz);
         return;
     }
     const int direct = N(reads_directly)(fan_in, fan_out);
@@ -315,7 +321,7 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
             const int more = r0 > 0 || (job->gradient && job->accumulate);
             ptrdiff_t j = j0;
-            if (j1 - j0 >= KEPT_COLS && N(mostly_zero)(x + r0, n, k0, height, job->density)) {
+            if (j1 - j0 >= KEPT_COLS && job->ldd <= KEPT_APART && N(mostly_zero)(x + r0, n, k0, height, job->density)) {
                 j = j0 + (j1 - j0) / KEPT_COLS * KEPT_COLS;
                 N(gradient_kept)(x + r0, n, k0, height, delta + r0 * job->ldd + j0, job->ldd, j - j0, more, g, ldg,
                                  N(kept_scratch)(scratch));

@@ -60,3 +60,4 @@
 #undef KEPT_COLS
 #undef KEPT_PART
 #undef KEPT_ROWS
+#undef KEPT_APART

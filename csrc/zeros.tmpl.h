@@ -18,6 +18,8 @@
 #define KEPT_PART (16384 / (KEPT_VECTORS * VECTOR_BYTES))
 /* Chains whose values are collected together. */
 #define KEPT_ROWS 64
+/* Elements from one of a block's rows of b to the next, at most: places are bytes, and fit in an int32_t. */
+#define KEPT_APART ((ptrdiff_t)1 << 20)
 
 #if defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)
 /* Which of eight lanes the bits of m keep, in order: four bits each, the first in the lowest. */
@@ -204,6 +206,24 @@ static void N(forward_kept)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t
                 job.b = packed + j * fan_in + q * KEPT_PART * NR, job.panel = fan_in * NR;
                 N(kept_tile_apart)(&job);
             }
+    }
+}
+
+/* The same of one row x, from the weights as they are. lists: room for the values of a block and their places. */
+static void N(forward_kept_one)(const REAL *const *row, ptrdiff_t fan_in, const REAL *w, ptrdiff_t fan_out,
+                                ptrdiff_t n_cols, const REAL *bias, REAL *z, void *lists) {
+    REAL *value = lists;
+    int32_t *at = (int32_t *)(value + FNN_BLOCK), count;
+    for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
+        const ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
+        count = N(keep)(*row + k0, n, fan_out * (ptrdiff_t)sizeof(REAL), value, at);
+        for (ptrdiff_t j = 0; j < n_cols; j += KEPT_COLS) {
+            N(kept_job) job;
+            job.value = value, job.at = at, job.count = &count, job.n_chains = 1;
+            job.b = w + k0 * fan_out + j, job.panel = NR, job.chain = 0, job.begins = job.ends = 1;
+            job.c = z + j, job.ldc = 0, job.accumulate = k0 > 0, job.bias = k0 + n == fan_in ? bias + j : 0;
+            N(kept_tile_beside)(&job);
+        }
     }
 }
 

@@ -80,7 +80,7 @@ cdef extern from "fastnn.h" nogil:
 
     ctypedef struct fnn_kernels:
         void (*dense_forward)(const void *const *, Py_ssize_t, Py_ssize_t, const void *, const void *, Py_ssize_t,
-                              void *, Py_ssize_t, void *) noexcept nogil
+                              void *, Py_ssize_t, double, void *) noexcept nogil
         Py_ssize_t (*packed_elems)(Py_ssize_t, Py_ssize_t) noexcept nogil
         void (*pack_weights)(Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil
         void (*unpack_weights)(Py_ssize_t, Py_ssize_t, const void *, void *) noexcept nogil

@@ -74,7 +74,7 @@ cdef double FASTER = 0.97, SLOWER = 1.15
 
 # Zeros are skipped where at most this share of a block's inputs (or deltas) is other than zero: skipping has costs of its
 # own. 1: wherever it can be; < 0: never.
-cdef double MOST_DENSITY = 0.65
+cdef double MOST_DENSITY = 0.6
 
 # Work (multiply-adds of a step or of a prediction) under which another thread costs more than it brings.
 cdef double WORK_PER_THREAD = 5e5
@@ -602,7 +602,7 @@ cdef bint forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
                                        layer.z + at, layer.ld, layer.density, scratch)
         else:
             net.k.dense_forward(layer.rows + r0, n, layer.fan_in, layer.weights, layer.bias, layer.fan_out,
-                                layer.z + at, layer.ld, scratch)
+                                layer.z + at, layer.ld, MOST_DENSITY, scratch)
         if (l == 0 and unchecked != NULL and not column_finite(layer.z + at, n, layer.ld, net.dtype)
                 and fnn_first_bad_row(unchecked, w.samples, r0, r1, net.dtype) < r1):
             return False

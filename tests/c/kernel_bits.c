@@ -183,7 +183,7 @@ static void dense(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     void *z = get(SIZE(n * fan_out)), *d = get(SIZE(n * fan_in)), *delta = filled(n * fan_out, -1, 1);
     void *scratch = get_scratch(fan_out, 0);
     const void **x_rows = rows_of(x, n, fan_in), **delta_rows = rows_of(delta, n, fan_out);
-    k->dense_forward(x_rows, n, fan_in, w, b, fan_out, z, fan_out, scratch);
+    k->dense_forward(x_rows, n, fan_in, w, b, fan_out, z, fan_out, -1, scratch);
     say("dense_forward", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
     ptrdiff_t n_packed = k->packed_elems(fan_in, fan_out);
     void *packed = get(SIZE(n_packed));
@@ -358,7 +358,8 @@ static void zeros(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
                         .bias_gradient = b,
                         .accumulate = 1,
                         .optimizer = -1};
-    uint64_t h = START;
+    k->dense_forward(x_rows, 1, fan_in, w, b, fan_out, z, fan_out, 1, scratch);
+    uint64_t h = hashed_reals(START, z, fan_out);
     if (k->packed_elems(fan_in, fan_out)) {
         k->pack_weights(fan_in, fan_out, 0, fan_in, w, packed);
         k->dense_forward_packed(x_rows, n, fan_in, packed, b, fan_out, z, fan_out, 1, scratch);

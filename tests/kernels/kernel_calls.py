@@ -32,7 +32,9 @@ u64, u32 = ctypes.c_uint64, ctypes.c_uint32
 
 # csrc/kernels.def: result and arguments of each slot.
 SIGNATURES = {
-    "dense_forward": (None, pointer, size, size, pointer, pointer, size, pointer, size, pointer),
+    "dense_forward": (
+        *(None, pointer, size, size, pointer, pointer, size, pointer, size, double, pointer),
+    ),
     "packed_elems": (size, size, size),
     "pack_weights": (None, size, size, size, size, pointer, pointer),
     "unpack_weights": (None, size, size, pointer, pointer),
@@ -316,7 +318,7 @@ class Kernels:
 
     # Each method below is the slot of its name; shapes as in csrc/*.tmpl.h.
 
-    def dense_forward(self, X, W, b):
+    def dense_forward(self, X, W, b, density=-1.0):
         X = np.asarray(X)
         pointers, _rows = self.rows(X)
         fan_in, fan_out = np.shape(W)
@@ -324,7 +326,7 @@ class Kernels:
         z, ldz = self.matrix(np.full((len(X), fan_out), np.nan))
         self.slots["dense_forward"](
             address(pointers), len(X), fan_in, address(w), address(bias), fan_out, address(z), ldz,
-            self.scratch(fan_out),
+            density, self.scratch(fan_out),
         )  # fmt: skip
         return self.done(z)
 

@@ -110,6 +110,8 @@ def test_zeros_are_skipped_without_changing_a_bit(kernels, misaligned, rng, shap
         d = kernels.dense_backward(delta, W)
         for k in (kernels, misaligned):
             assert same_bits(k.dense_forward_packed(X, packed, b, ALL), z)
+            for r in (0, len(X) // 2):  # a row by itself
+                assert same_bits(k.dense_forward(X[r : r + 1], W, b, ALL), z[r : r + 1])
             assert same_bits(k.dense_backward(delta, W, ALL), d)
         for options in ({}, {"cuts": (0.3, 0.31, 0.8)}, {"spaced": True}, {"into": (W, b)}):
             expected = kernels.dense_gradient(X, delta, **options)
@@ -125,6 +127,8 @@ def test_what_is_not_finite_is_not_skipped(kernels, rng):
     packed = kernels.pack_weights(W)
     for density in (ALL, NONE):
         z = kernels.dense_forward_packed(X, packed, b, density)
+        for r in (0, 3, 20):
+            assert same_bits(kernels.dense_forward(X[r : r + 1], W, b, density), z[r : r + 1])
         assert np.isnan(z[3]).all()
         assert not np.isfinite(z[20]).any()
         assert np.isfinite(np.delete(z, (3, 20), axis=0)).all()
