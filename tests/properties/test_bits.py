@@ -34,7 +34,8 @@ from fastnn.tables.optimizers import resolve_optimizer
 
 _native = pytest.importorskip("fastnn.backends._native")
 
-THREADS = (1, 2, 3, 8, 64)
+# Each example compares one of these with one thread: 64 take a hundred times as long as 2.
+THREADS = st.sampled_from([2, 3, 3, 8, 8, 64])
 
 OPTIMIZERS = {
     "sgd": fastnn.SGD(0.05),
@@ -89,6 +90,7 @@ class Case:
     n_rows: int
     weighted: bool
     seed: int
+    share_of_zeros: float = 0.0  # of X: where there are many, they are skipped
 
     def __post_init__(self):
         # X, y and weight are no fields: nobody wants to read them in a failure.
@@ -96,6 +98,7 @@ class Case:
         n, n_outputs = self.n_rows, self.layer_sizes[-1]
         dtype = self.model["dtype"]
         self.X = generator.normal(size=(n, self.layer_sizes[0])).astype(dtype)
+        self.X *= generator.uniform(size=self.X.shape) >= self.share_of_zeros
         kind = resolve_loss(self.loss, self.model["output"]).target_kind
         if kind == "classes":
             self.y = generator.integers(0, n_outputs, n)
@@ -169,8 +172,9 @@ def cases(draw, rows=ROWS, batches=BATCHES, widths=WIDTHS):
         "clip_norm": draw(st.sampled_from([None, None, 0.5])),
         "schedule": draw(st.sampled_from(SCHEDULES)),
     }
-    weighted = draw(st.booleans())
-    return Case(sizes, model, loss, trainer, n_rows, weighted, draw(st.integers(0, 2**32)))
+    weighted, seed = draw(st.booleans()), draw(st.integers(0, 2**32))
+    zeros = draw(st.sampled_from([0.0, 0.0, 0.6, 0.9]))
+    return Case(sizes, model, loss, trainer, n_rows, weighted, seed, zeros)
 
 
 def examples(count):
@@ -221,15 +225,15 @@ def looks(model, case, loss):
 
 
 @examples(120)
-@given(cases())
-def test_training_does_not_depend_on_threads(case):  # R1, R6, T11
+@given(cases(), THREADS)
+def test_training_does_not_depend_on_threads(case, many):  # R1, R6, T11
     results = []
-    for n in THREADS:
+    for n in (1, many):
         trainer = case.make_trainer(n_threads=n)
         with threads(n):  # an unset bound would be the machine's
             how = fit(trainer, case, 2)
         results.append(how + state(trainer))
-    assert all(result == results[0] for result in results[1:])
+    assert results[0] == results[1]
     # It must have done something, or equal bits say nothing; one class, or a row beyond the hinge's
     # margin, has nothing to learn.
     model = case.make_model()
@@ -242,15 +246,15 @@ def test_training_does_not_depend_on_threads(case):  # R1, R6, T11
 
 
 @examples(120)
-@given(cases(widths=MANY_WIDTHS))
-def test_reading_does_not_depend_on_threads(case):  # R1, T11
+@given(cases(widths=MANY_WIDTHS), THREADS)
+def test_reading_does_not_depend_on_threads(case, many):  # R1, T11
     model = case.make_model()
     results = []
-    for n in THREADS:
+    for n in (1, many):
         with threads(n):
             evaluated = case.make_trainer().evaluate(**case.data)
             results.append(looks(model, case, case.loss) + bits(evaluated))
-    assert all(result == results[0] for result in results[1:])
+    assert results[0] == results[1]
 
 
 def test_threads_differ_in_how_a_long_batch_is_cut(monkeypatch):  # R1
