@@ -41,14 +41,18 @@ CHOSEN = [name for name in WORKLOADS if name not in ("W1z", "W1d", "W7")]
 
 # The first that some frame of a sample matches, by file and function, says what the time was for.
 # Tiles of products are called through tables; those that walk down the rows make weight gradients.
+# Where zeros are skipped, tiles of panels beside each other do, and deltas of hidden layers.
 RULES = [
     ("yardstick", r"^peak\.tmpl\.h"),
     ("update", r"^optimizers?\."),
     ("loss", r"^loss(es)?\."),
     ("activation", r"^activations?\.|^vmath\.tmpl\.h"),
-    ("packing", r"^dense\.tmpl\.h .*pack"),
-    ("gradient", r"^dense\.tmpl\.h (tile_\d+_\d+_[23]|\w*gradient)"),
-    ("forward and back", r"^dense\.tmpl\.h"),
+    ("packing", r"^tile\.tmpl\.h .*pack|^zeros\.tmpl\.h (keep|mostly_zero)"),
+    (
+        "gradient",
+        r"^(dense|tile|zeros)\.tmpl\.h (tile_\d+_\d+_[23]|kept_tile_beside|\w*gradient)",
+    ),
+    ("forward and back", r"^(dense|tile|zeros)\.tmpl\.h"),
     ("finite check", r"^gather\.c fnn_first_bad_row"),
     ("gather", r"^gather\.c"),
     ("orders", r"^shuffle\.c|^random\.tmpl\.h"),

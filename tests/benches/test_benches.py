@@ -200,14 +200,18 @@ def test_profiles_tell_columns_apart():
 import sys
 sys.path.insert(0, {str(BENCHES)!r})
 from profiles import column_of
-tile = ["simd.h fma_f32_avx2", "dense.tmpl.h tile_f32_avx2"]
-print(column_of([*tile, "dense.tmpl.h tile_6_2_0_f32_avx2"]))
-print(column_of([*tile, "dense.tmpl.h tile_6_2_2_f32_avx2"]))
+tile = ["simd.h fma_f32_avx2", "tile.tmpl.h tile_f32_avx2"]
+print(column_of([*tile, "tile.tmpl.h tile_6_2_0_f32_avx2"]))
+print(column_of([*tile, "tile.tmpl.h tile_6_2_2_f32_avx2"]))
+kept = ["simd.h load_f32_avx2", "zeros.tmpl.h kept_tile_f32_avx2"]
+print(column_of([*kept, "zeros.tmpl.h kept_tile_apart_f32_avx2"]))
+print(column_of([*kept, "zeros.tmpl.h kept_tile_beside_f32_avx2"]))
+print(column_of(["simd.h load_f32_avx2", "zeros.tmpl.h keep_f32_avx2"]))
 print(column_of(["simd.h sqrt_f32_avx2", "optimizers.def update_apart_f32_avx2"]))
 print(column_of(["threads.c fnn_barrier_wait"]))
 print(column_of(["_native.c __pyx_pf_train"]))
 """
     result = run("-c", code, cwd=BENCHES)
     assert result.returncode == 0, result.stderr
-    columns = ["forward and back", "gradient", "update", "barriers", "driver"]
+    columns = ["forward and back", "gradient"] * 2 + ["packing", "update", "barriers", "driver"]
     assert result.stdout.splitlines() == columns
