@@ -49,8 +49,10 @@ class Perceptron:
     dtype : "float32" or "float64", default "float64"
         Of the weights and of `decision_function`.
     backend : str, default "native"
-        Who computes: "native" (compiled), "numba" (compiled when first used, where the extension
-        is not to be had), or "reference" (plain NumPy).
+        Who computes: "native" (compiled; several outputs are shared among as many threads as
+        FASTNN_NUM_THREADS allows, else as there are CPUs, without changing a bit), "numba"
+        (compiled when first used, where the extension is not to be had), or "reference" (plain
+        NumPy).
 
     Attributes
     ----------
