@@ -160,7 +160,7 @@ class FastnnInference(Peer):
 
 
 class FastnnPerceptron(Peer):
-    name, needs, kind, one_thread_only = "fastnn", "fastnn", ErrorCorrection, True
+    name, needs, kind = "fastnn", "fastnn", ErrorCorrection
 
     def prepare(self):
         k = self.workload.n_classes

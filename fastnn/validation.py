@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fastnn.sparse_rows import SparseRows, is_sparse
+from fastnn.threads import resolve_n_threads
 
 __all__ = [
     "NATIVE_DTYPES",
@@ -52,6 +53,9 @@ LARGE_WEIGHTS = 1e100
 
 CHUNK_ELEMS = 1 << 16
 """Elements looked at in one go where an array is scanned: small enough to stay in the cache."""
+
+SHARED_ELEMS = 1 << 20
+"""Elements from which threads share a scan: it then takes longer than starting them."""
 
 
 def describe(value: object) -> str:
@@ -376,7 +380,8 @@ def _all_finite(array: np.ndarray, dtype: np.dtype) -> bool:
     except ImportError:
         pass
     else:
-        return bool(all_finite(array, dtype == np.float32))
+        n_threads = resolve_n_threads() if array.size >= SHARED_ELEMS else 1
+        return bool(all_finite(array, dtype == np.float32, n_threads))
     if array.size <= CHUNK_ELEMS or array.ndim == 1:
         return bool(_finite(array, dtype).all())
     rows = max(1, CHUNK_ELEMS * len(array) // array.size)

@@ -252,15 +252,37 @@ cdef class Buffers:
         return <char *>view.buf
 
 
-def all_finite(array, bint is_float32):
+cdef struct Check:
+    fnn_array array
+    int dtype
+    Py_ssize_t next_row, rows      # rows: that a thread takes at once
+    int32_t bad
+
+
+cdef void check_task(void *context, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
+    cdef Check *check = <Check *>context
+    cdef Py_ssize_t at, stop
+    while not fnn_flag_get(&check.bad):
+        at = fnn_take(&check.next_row, check.rows)
+        if at >= check.array.n_rows:
+            return
+        stop = least(at + check.rows, check.array.n_rows)
+        if fnn_first_bad_row(&check.array, NULL, at, stop, check.dtype) < stop:
+            fnn_flag_set(&check.bad)
+
+
+def all_finite(array, bint is_float32, int n_threads):
     """Whether every value of a 1-D or 2-D array is finite once converted to float32 (else float64); no copy is made."""
     cdef Buffers buffers = Buffers()
-    cdef fnn_array a
-    cdef Py_ssize_t bad
-    describe(buffers.get(array, False), &a)
+    cdef Check check
+    memset(&check, 0, sizeof(check))
+    describe(buffers.get(array, False), &check.array)
+    check.dtype = FNN_F32 if is_float32 else FNN_F64
+    check.rows = 1 + (1 << 18) // (check.array.n_cols + 1)
+    n_threads = <int>least(n_threads, (check.array.n_rows + check.rows - 1) // check.rows)
     with nogil:
-        bad = fnn_first_bad_row(&a, NULL, 0, a.n_rows, FNN_F32 if is_float32 else FNN_F64)
-    return bad == a.n_rows
+        fnn_run(check_task, &check, max(n_threads, 1), False)
+    return check.bad == 0
 
 
 # --- random order -------------------------------------------------------------------------------------------------------

@@ -309,3 +309,17 @@ def test_out():
             check_out(out, (2, 3), F32)
     with pytest.raises(ValueError, match="out overlaps the memory of X"):
         check_out(good, (2, 3), F32, good[:1])
+
+
+@pytest.mark.parametrize("n_threads", ["1", "2", "5"])
+def test_a_large_array_is_scanned_by_threads_to_the_end(monkeypatch, n_threads):
+    monkeypatch.setenv("FASTNN_NUM_THREADS", n_threads)
+    X = np.ones((3001, 500), np.float32)
+    assert X.size > validation.SHARED_ELEMS
+    for rows in (X, np.asfortranarray(X), X[:, ::-1]):
+        validation.check_finite(rows, "X", np.dtype(np.float32))
+        for row in (0, 523, 524, 1500, 3000):
+            rows[row, 499] = np.inf
+            with pytest.raises(ValueError, match=rf"X contains inf at .*\b{row}\b"):
+                validation.check_finite(rows, "X", np.dtype(np.float32))
+            rows[row, 499] = 1
