@@ -47,7 +47,7 @@ RULES = [
     ("update", r"^optimizers?\."),
     ("loss", r"^loss(es)?\."),
     ("activation", r"^activations?\.|^vmath\.tmpl\.h"),
-    ("packing", r"^tile\.tmpl\.h .*pack|^zeros\.tmpl\.h (keep|mostly_zero)"),
+    ("packing", r"^tile\.tmpl\.h .*pack|^zeros\.tmpl\.h (keep|kept_cols)"),
     (
         "gradient",
         r"^(dense|tile|zeros)\.tmpl\.h (tile_\d+_\d+_[23]|kept_tile_beside|\w*gradient)",

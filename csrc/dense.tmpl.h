@@ -29,9 +29,8 @@ static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff
 /* One to three rows, the columns from j0: the weights are read where they lie. */
 static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const REAL *w, const REAL *bias,
                            ptrdiff_t j0, ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz) {
-    static const N(tile_function) wide[3][2] = {{N(tile_1_8_0), N(tile_1_4_0)},
-                                                {N(tile_2_4_0), N(tile_2_4_0)},
-                                                {N(tile_3_4_0), N(tile_3_4_0)}};
+    static const N(tile_function)
+        wide[3][2] = {{N(tile_1_8_0), N(tile_1_4_0)}, {N(tile_2_4_0), N(tile_2_4_0)}, {N(tile_3_4_0), N(tile_3_4_0)}};
     while (j0 < fan_out) {
         ptrdiff_t left = fan_out - j0, width, k0 = 0;
         const ptrdiff_t widest = n_rows == 1 ? 8 * LANES : 4 * LANES;
@@ -44,8 +43,9 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = left;
             for (; fan_in - k0 >= 2 * FNN_BLOCK;) {
                 ptrdiff_t n_blocks = N(least)(4, (fan_in - k0) / FNN_BLOCK), end = k0 + n_blocks * FNN_BLOCK;
-                N(tile_job) job = N(rows_job)(FNN_BLOCK, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
-                                              end == fan_in ? bias + j0 : 0);
+                N(tile_job)
+                job = N(rows_job)(FNN_BLOCK, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
+                                  end == fan_in ? bias + j0 : 0);
                 job.last = left % LANES;
                 N(side_by_side)[n_blocks - 2][N(vectors)(left) - 1](&job);
                 k0 = end;
@@ -55,8 +55,9 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = N(least)(NR, left);
         for (; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
-            N(tile_job) job = N(rows_job)(n, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
-                                          k0 + n == fan_in ? bias + j0 : 0);
+            N(tile_job)
+            job = N(rows_job)(n, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
+                              k0 + n == fan_in ? bias + j0 : 0);
             job.last = width % LANES;
             if (f)
                 f(&job);
@@ -113,15 +114,14 @@ static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, 
     for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
         const ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
         const REAL *bias = k0 + n == fan_in ? bias_ : 0;
-        ptrdiff_t j0 = 0;
-        if (fan_out >= KEPT_COLS && N(mostly_zero)(rows, n_rows, k0, n, density)) {
-            j0 = fan_out / KEPT_COLS * KEPT_COLS;
+        ptrdiff_t j0 = N(kept_cols)(rows, n_rows, k0, n, fan_out, density);
+        if (j0 > 0)
             N(forward_kept)(rows, n_rows, fan_in, k0, n, packed + k0 * NR, j0, bias, z, ldz, N(kept_scratch)(scratch));
-        }
         for (; j0 < fan_out; j0 += NR) {
             const ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
-            N(tile_job) job = N(rows_job)(n, rows, k0, packed + j0 * fan_in + k0 * ld, ld, z + j0, ldz, k0 > 0,
-                                          bias ? bias + j0 : 0);
+            N(tile_job)
+            job =
+                N(rows_job)(n, rows, k0, packed + j0 * fan_in + k0 * ld, ld, z + j0, ldz, k0 > 0, bias ? bias + j0 : 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
     }
@@ -143,10 +143,9 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
     }
     if (n_rows <= 3) {
         ptrdiff_t n_kept = 0;
-        if (n_rows == 1 && fan_out >= KEPT_COLS && fan_out <= KEPT_APART && N(mostly_zero)(rows, 1, 0, fan_in, density)) {
-            n_kept = fan_out / KEPT_COLS * KEPT_COLS;
-            N(forward_kept_one)(rows, fan_in, w, fan_out, n_kept, bias, z, s.panel);
-        }
+        if (n_rows == 1 && fan_out >= KEPT_COLS && fan_out <= KEPT_APART)
+            n_kept = N(kept_cols)(rows, 1, 0, fan_in, fan_out, density);
+        if (n_kept > 0) N(forward_kept_one)(rows, fan_in, w, fan_out, n_kept, bias, z, s.panel);
         N(forward_few)(rows, n_rows, fan_in, w, bias, n_kept, fan_out, z, ldz);
         return;
     }
@@ -157,8 +156,9 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             const REAL *block = w + k0 * fan_out + j0;
             if (!direct) N(pack)(block, fan_out, n, width, s.panel, ld);
-            N(tile_job) job = N(rows_job)(n, rows, k0, direct ? block : s.panel, direct ? fan_out : ld, z + j0, ldz,
-                                          k0 > 0, k0 + n == fan_in ? bias + j0 : 0);
+            N(tile_job)
+            job = N(rows_job)(n, rows, k0, direct ? block : s.panel, direct ? fan_out : ld, z + j0, ldz, k0 > 0,
+                              k0 + n == fan_in ? bias + j0 : 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
     }
@@ -175,11 +175,8 @@ static void N(dense_backward)(const void *const *delta_rows, ptrdiff_t n_rows, p
     if (n_rows == 0) return;
     for (ptrdiff_t j0 = 0; j0 < fan_out; j0 += FNN_BLOCK) {
         const ptrdiff_t n = N(least)(FNN_BLOCK, fan_out - j0);
-        ptrdiff_t k0 = 0;
-        if (fan_in >= KEPT_COLS && N(mostly_zero)(rows, n_rows, j0, n, density)) {
-            k0 = fan_in / KEPT_COLS * KEPT_COLS;
-            N(backward_kept)(rows, n_rows, fan_out, j0, n, w, k0, d, ldd, s.pointers, N(kept_scratch)(scratch));
-        }
+        ptrdiff_t k0 = N(kept_cols)(rows, n_rows, j0, n, fan_in, density);
+        if (k0 > 0) N(backward_kept)(rows, n_rows, fan_out, j0, n, w, k0, d, ldd, s.pointers, N(kept_scratch)(scratch));
         for (; k0 < fan_in; k0 += NR) {
             const ptrdiff_t width = N(least)(NR, fan_in - k0), ld = N(vectors)(width) * LANES;
             for (ptrdiff_t i = 0; i < width; i++) s.pointers[i] = w + (k0 + i) * fan_out;
@@ -252,12 +249,14 @@ UPDATE_PANEL(update_panel, n_cols)
 static void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
                             const REAL *g, ptrdiff_t ldg) {
     for (ptrdiff_t j = j0; j < j0 + n_cols; j += NR) {
-        const ptrdiff_t width = N(least)(NR, j0 + n_cols - j), ld = N(vectors)(width) * LANES, at = k0 * job->fan_out + j;
+        const ptrdiff_t width = N(least)(NR, j0 + n_cols - j), ld = N(vectors)(width) * LANES,
+                        at = k0 * job->fan_out + j;
         REAL *copy = job->packed ? (REAL *)job->packed + j * job->fan_in + k0 * ld : 0;
         REAL *w = job->packed_only ? copy : (REAL *)job->weights + at;
-        (width == NR ? N(update_whole_panel) : N(update_panel))(
-            job, n_rows, width, g + (j - j0), ldg, w, job->packed_only ? ld : job->fan_out, job->packed_only ? 0 : copy, ld,
-            job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, job->fan_out);
+        (width == NR ? N(update_whole_panel)
+                     : N(update_panel))(job, n_rows, width, g + (j - j0), ldg, w, job->packed_only ? ld : job->fan_out,
+                                        job->packed_only ? 0 : copy, ld, job->weight_a ? (REAL *)job->weight_a + at : 0,
+                                        job->weight_b ? (REAL *)job->weight_b + at : 0, job->fan_out);
     }
 }
 
@@ -294,7 +293,8 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
         if (job->optimizer >= 0) {
             const ptrdiff_t at = k0 * fan_out;
             N(update)(job->optimizer, job->scalars, job->l2, 1, 1, m * fan_out, g, 0, (REAL *)job->weights + at,
-                      job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, 0);
+                      job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0,
+                      0);
         }
         if (u == 0) N(bias_gradient)(job, 0, fan_out, flat);
     }
@@ -320,20 +320,21 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
         for (ptrdiff_t r0 = 0; r0 < job->n_rows; r0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, job->n_rows - r0);
             const int more = r0 > 0 || (job->gradient && job->accumulate);
-            ptrdiff_t j = j0;
-            if (j1 - j0 >= KEPT_COLS && job->ldd <= KEPT_APART && N(mostly_zero)(x + r0, n, k0, height, job->density)) {
-                j = j0 + (j1 - j0) / KEPT_COLS * KEPT_COLS;
-                N(gradient_kept)(x + r0, n, k0, height, delta + r0 * job->ldd + j0, job->ldd, j - j0, more, g, ldg,
+            const ptrdiff_t n_kept =
+                job->ldd > KEPT_APART ? 0 : N(kept_cols)(x + r0, n, k0, height, j1 - j0, job->density);
+            ptrdiff_t j = j0 + n_kept;
+            if (n_kept > 0)
+                N(gradient_kept)(x + r0, n, k0, height, delta + r0 * job->ldd + j0, job->ldd, n_kept, more, g, ldg,
                                  N(kept_scratch)(scratch));
-            }
             if (j == j1) continue;
             /* Rows of the driver's own lie an odd number of cache lines apart: they are read as they are. */
             const int direct = job->ld_input > 0;
             const REAL *a = direct ? x[r0] + k0 : columns;
             if (!direct) N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
             for (; j < j1; j += NR) {
-                N(tile_job) t = N(columns_job)(n, a, direct ? job->ld_input : BLOCK_ROWS, delta + r0 * job->ldd + j, job->ldd,
-                                               g + (j - j0), ldg, more);
+                N(tile_job)
+                t = N(columns_job)(n, a, direct ? job->ld_input : BLOCK_ROWS, delta + r0 * job->ldd + j, job->ldd,
+                                   g + (j - j0), ldg, more);
                 N(run_tiles)(&t, height, N(least)(NR, j1 - j), N(COLS));
             }
         }

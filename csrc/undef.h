@@ -56,7 +56,8 @@
 #undef SPARSE_COLUMNS
 #undef CHAINS
 #undef KEPT_PANELS
-#undef KEPT_VECTORS
+#undef KEPT_HALF
+#undef KEPT_TILE
 #undef KEPT_COLS
 #undef KEPT_PART
 #undef KEPT_ROWS

@@ -10,12 +10,13 @@
  * A multiply-add needs a load of its own here, where a tile of dense.tmpl.h uses one for MR of them: with fewer than a
  * third of zeros that is slower. */
 
-/* Panels of NR columns side by side: enough that no multiply-add waits for another. */
+/* Panels of NR columns side by side: enough that no multiply-add waits for another. Two, where a layer has no more or as many
+ * are left, do wait, and then a third as many values may be other than zero. */
 #define KEPT_PANELS 4
-#define KEPT_VECTORS (KEPT_PANELS * NV)
 #define KEPT_COLS (KEPT_PANELS * NR)
+#define KEPT_HALF (2 * NR)
 /* Links at once: their rows of b fill half of a first-level cache. A divisor of FNN_BLOCK. */
-#define KEPT_PART (16384 / (KEPT_VECTORS * VECTOR_BYTES))
+#define KEPT_PART (16384 / (KEPT_PANELS * NV * VECTOR_BYTES))
 /* Chains whose values are collected together. */
 #define KEPT_ROWS 64
 /* Elements from one of a block's rows of b to the next, at most: places are bytes, and fit in an int32_t. */
@@ -25,7 +26,7 @@
 /* Which of eight lanes the bits of m keep, in order: four bits each, the first in the lowest. */
 #ifndef FNN_KEPT_LANES
 #define FNN_KEPT_LANES
-#define BIT(m, b) ((m) >> (b)&1u)
+#define BIT(m, b) ((m) >> (b) & 1u)
 #define KEPT_7(m) (7u * BIT(m, 7))
 #define KEPT_6(m) (KEPT_7(m) << 4 * BIT(m, 6) | 6u * BIT(m, 6))
 #define KEPT_5(m) (KEPT_6(m) << 4 * BIT(m, 5) | 5u * BIT(m, 5))
@@ -83,19 +84,24 @@ static int32_t N(keep)(const REAL *x, ptrdiff_t n, ptrdiff_t step, REAL *value, 
     return (int32_t)kept;
 }
 
-/* Whether at most a share `density` of the columns [k0, k0 + n) is other than zero, by a sample of the rows. */
-static int N(mostly_zero)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, double density) {
+/* How many of n_cols columns skip the zeros of the rows' columns [k0, k0 + n): groups of panels, where a sample of them holds
+ * no more than a share `density` of other values. */
+static ptrdiff_t N(kept_cols)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, ptrdiff_t n_cols,
+                              double density) {
     const ptrdiff_t n_sample = N(least)((n_rows + 7) / 8, 8);
     N(sbits) zeros = {0};
-    ptrdiff_t seen = 0, others;
-    if (density < 0) return 0;
+    ptrdiff_t seen = 0, others, kept = 0;
+    if (density < 0 || n_cols < KEPT_HALF) return 0;
     for (ptrdiff_t i = 0; i < n_sample; i++) {
         const REAL *x = rows[i * n_rows / n_sample] + k0;
         for (ptrdiff_t k = 0; k + LANES <= n; k += LANES, seen += LANES) zeros += (N(sbits))(N(load)(x + k) == (V){0});
     }
     others = seen;
     for (ptrdiff_t l = 0; l < LANES; l++) others += (ptrdiff_t)zeros[l]; /* -1 for each */
-    return (double)others <= density * (double)seen;
+    const double most = density * (double)seen;
+    if ((double)others <= most) kept = n_cols / KEPT_COLS * KEPT_COLS;
+    if (3 * (double)others <= most && n_cols - kept >= KEPT_HALF) kept += KEPT_HALF;
+    return kept;
 }
 
 /* Where scratch holds the values of up to KEPT_ROWS chains, their places and how many there are, part after part. */
@@ -117,17 +123,18 @@ typedef struct {
     const int32_t *at, *count;
     ptrdiff_t n_chains;
     const REAL *b;
-    ptrdiff_t panel;   /* elements from one panel of b to the next */
-    REAL *chain;       /* sums so far of the block, KEPT_COLS for each chain */
-    int begins, ends;  /* the block: without, it goes on from `chain`, stays there */
+    ptrdiff_t panel;  /* elements from one panel of b to the next */
+    REAL *chain;      /* sums so far of the block, KEPT_COLS for each chain */
+    int begins, ends; /* the block: without, it goes on from `chain`, stays there */
     REAL *c;
     ptrdiff_t ldc;
-    int accumulate;    /* add the block to what c holds */
-    const REAL *bias;  /* added last, or NULL */
+    int accumulate;   /* add the block to what c holds */
+    const REAL *bias; /* added last, or NULL */
 } N(kept_job);
 
-/* KEPT_COLS columns of all chains. beside: a row's panels follow each other. */
-INLINE void N(kept_tile)(const N(kept_job) *job, const int beside) {
+/* The columns of n_panels panels, of all chains. beside: a row's panels follow each other. */
+INLINE void N(kept_tile)(const N(kept_job) * job, const int n_panels, const int beside) {
+    const int nv = n_panels * NV;
     const int begins = job->begins, accumulate = job->ends && job->accumulate;
     const REAL *bias = job->ends ? job->bias : 0;
     const ptrdiff_t n_chains = job->n_chains, ldc = job->ends ? job->ldc : KEPT_COLS;
@@ -137,44 +144,56 @@ INLINE void N(kept_tile)(const N(kept_job) *job, const int beside) {
     const int32_t *ats = job->at, *count = job->count;
     REAL *to = job->ends ? job->c : job->chain;
 #pragma GCC unroll 4
-    for (int q = 0; q < KEPT_PANELS; q++) b[q] = (const char *)job->b + (beside ? 0 : q * panel);
+    for (int q = 0; q < n_panels; q++) b[q] = (const char *)job->b + (beside ? 0 : q * panel);
     for (ptrdiff_t i = 0; i < n_chains; i++, values += KEPT_PART, ats += KEPT_PART, from += KEPT_COLS, to += ldc) {
         const REAL *value = values;
         const int32_t *at = ats, *end = at + count[i];
-        V acc[KEPT_VECTORS];
+        V acc[KEPT_PANELS * NV];
 #pragma GCC unroll 16
-        for (int v = 0; v < KEPT_VECTORS; v++) acc[v] = begins ? (V){0} : N(load)(from + v * LANES);
+        for (int v = 0; v < nv; v++) acc[v] = begins ? (V){0} : N(load)(from + v * LANES);
         for (; at != end; at++, value++) {
             const V x = N(splat)(*value);
             const ptrdiff_t row = *at;
 #pragma GCC unroll 16
-            for (int v = 0; v < KEPT_VECTORS; v++) {
+            for (int v = 0; v < nv; v++) {
                 const REAL *w = (const REAL *)(b[beside ? 0 : v / NV] + row) + (beside ? v : v % NV) * LANES;
                 acc[v] = FMA(x, N(load)(w), acc[v]);
             }
         }
         if (accumulate)
 #pragma GCC unroll 16
-            for (int v = 0; v < KEPT_VECTORS; v++) acc[v] = N(load)(to + v * LANES) + acc[v];
+            for (int v = 0; v < nv; v++) acc[v] = N(load)(to + v * LANES) + acc[v];
         if (bias)
 #pragma GCC unroll 16
-            for (int v = 0; v < KEPT_VECTORS; v++) acc[v] = acc[v] + N(load)(bias + v * LANES);
+            for (int v = 0; v < nv; v++) acc[v] = acc[v] + N(load)(bias + v * LANES);
 #pragma GCC unroll 16
-        for (int v = 0; v < KEPT_VECTORS; v++) N(store)(to + v * LANES, acc[v]);
+        for (int v = 0; v < nv; v++) N(store)(to + v * LANES, acc[v]);
     }
 }
-static __attribute__((noinline)) void N(kept_tile_apart)(const N(kept_job) *job) {
-    N(kept_tile)(job, 0);
+#define KEPT_TILE(n_panels)                                                                                            \
+    static __attribute__((noinline)) void N(kept_tile_apart_##n_panels)(const N(kept_job) * job) {                     \
+        N(kept_tile)(job, n_panels, 0);                                                                                \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void N(kept_tile_beside_##n_panels)(const N(kept_job) * job) {                    \
+        N(kept_tile)(job, n_panels, 1);                                                                                \
+    }
+KEPT_TILE(4) KEPT_TILE(2) INLINE void N(kept_tile_apart)(const N(kept_job) * job, ptrdiff_t width) {
+    (width == KEPT_COLS ? N(kept_tile_apart_4) : N(kept_tile_apart_2))(job);
 }
-static __attribute__((noinline)) void N(kept_tile_beside)(const N(kept_job) *job) {
-    N(kept_tile)(job, 1);
+INLINE void N(kept_tile_beside)(const N(kept_job) * job, ptrdiff_t width) {
+    (width == KEPT_COLS ? N(kept_tile_beside_4) : N(kept_tile_beside_2))(job);
+}
+/* The next columns that are computed together, of n_cols that are left. */
+INLINE ptrdiff_t N(kept_width)(ptrdiff_t n_cols) {
+    return n_cols >= KEPT_COLS ? KEPT_COLS : KEPT_HALF;
 }
 
 INLINE ptrdiff_t N(kept_parts)(ptrdiff_t n) {
     return (n + KEPT_PART - 1) / KEPT_PART;
 }
 /* The values of columns [k0, k0 + n) of n_rows rows: list i of part q is list q * KEPT_ROWS + i. */
-static void N(keep_rows)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, ptrdiff_t step, N(kept) * s) {
+static void N(keep_rows)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, ptrdiff_t step,
+                         N(kept) * s) {
     for (ptrdiff_t i = 0; i < n_rows; i++)
         for (ptrdiff_t q = 0, k = 0; k < n; q++, k += KEPT_PART) {
             const ptrdiff_t list = q * KEPT_ROWS + i;
@@ -183,8 +202,8 @@ static void N(keep_rows)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0
         }
 }
 /* Part q of n_parts, its lists beginning at `list`. */
-INLINE N(kept_job) N(kept_part)(N(kept) * s, ptrdiff_t list, ptrdiff_t n_chains, ptrdiff_t q, ptrdiff_t n_parts, REAL *c,
-                                ptrdiff_t ldc, int accumulate, const REAL *bias) {
+INLINE N(kept_job) N(kept_part)(N(kept) * s, ptrdiff_t list, ptrdiff_t n_chains, ptrdiff_t q, ptrdiff_t n_parts,
+                                REAL *c, ptrdiff_t ldc, int accumulate, const REAL *bias) {
     N(kept_job) job;
     job.value = s->value + list * KEPT_PART, job.at = s->at + list * KEPT_PART, job.count = s->count + list;
     job.n_chains = n_chains, job.chain = s->chain, job.begins = q == 0, job.ends = q == n_parts - 1;
@@ -192,20 +211,23 @@ INLINE N(kept_job) N(kept_part)(N(kept) * s, ptrdiff_t list, ptrdiff_t n_chains,
     return job;
 }
 
-/* n_cols columns, whole groups of panels, of Z = X W + b, over rows [k0, k0 + n) of W: `packed` is at row k0. */
+/* n_cols columns, whole panels, of Z = X W + b, over rows [k0, k0 + n) of W: `packed` is at row k0. */
 static void N(forward_kept)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, ptrdiff_t k0, ptrdiff_t n,
-                            const REAL *packed, ptrdiff_t n_cols, const REAL *bias, REAL *z, ptrdiff_t ldz, N(kept) * s) {
+                            const REAL *packed, ptrdiff_t n_cols, const REAL *bias, REAL *z, ptrdiff_t ldz,
+                            N(kept) * s) {
     const ptrdiff_t n_parts = N(kept_parts)(n);
     for (ptrdiff_t r0 = 0; r0 < n_rows; r0 += KEPT_ROWS) {
         const ptrdiff_t m = N(least)(KEPT_ROWS, n_rows - r0);
         N(keep_rows)(rows + r0, m, k0, n, NR * (ptrdiff_t)sizeof(REAL), s);
-        for (ptrdiff_t j = 0; j < n_cols; j += KEPT_COLS)
+        for (ptrdiff_t j = 0, width; j < n_cols; j += width) {
+            width = N(kept_width)(n_cols - j);
             for (ptrdiff_t q = 0; q < n_parts; q++) {
-                N(kept_job) job = N(kept_part)(s, q * KEPT_ROWS, m, q, n_parts, z + r0 * ldz + j, ldz, k0 > 0,
-                                               bias ? bias + j : 0);
+                N(kept_job)
+                job = N(kept_part)(s, q * KEPT_ROWS, m, q, n_parts, z + r0 * ldz + j, ldz, k0 > 0, bias ? bias + j : 0);
                 job.b = packed + j * fan_in + q * KEPT_PART * NR, job.panel = fan_in * NR;
-                N(kept_tile_apart)(&job);
+                N(kept_tile_apart)(&job, width);
             }
+        }
     }
 }
 
@@ -217,32 +239,34 @@ static void N(forward_kept_one)(const REAL *const *row, ptrdiff_t fan_in, const 
     for (ptrdiff_t k0 = 0; k0 < fan_in; k0 += FNN_BLOCK) {
         const ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
         count = N(keep)(*row + k0, n, fan_out * (ptrdiff_t)sizeof(REAL), value, at);
-        for (ptrdiff_t j = 0; j < n_cols; j += KEPT_COLS) {
+        for (ptrdiff_t j = 0, width; j < n_cols; j += width) {
             N(kept_job) job;
+            width = N(kept_width)(n_cols - j);
             job.value = value, job.at = at, job.count = &count, job.n_chains = 1;
             job.b = w + k0 * fan_out + j, job.panel = NR, job.chain = 0, job.begins = job.ends = 1;
             job.c = z + j, job.ldc = 0, job.accumulate = k0 > 0, job.bias = k0 + n == fan_in ? bias + j : 0;
-            N(kept_tile_beside)(&job);
+            N(kept_tile_beside)(&job, width);
         }
     }
 }
 
 /* n_cols columns of D = delta W^T, over the outputs [j0, j0 + n). pointers: room for KEPT_COLS of them. */
 static void N(backward_kept)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_out, ptrdiff_t j0, ptrdiff_t n,
-                             const REAL *w, ptrdiff_t n_cols, REAL *d, ptrdiff_t ldd, const REAL **pointers, N(kept) * s) {
+                             const REAL *w, ptrdiff_t n_cols, REAL *d, ptrdiff_t ldd, const REAL **pointers,
+                             N(kept) * s) {
     const ptrdiff_t n_parts = N(kept_parts)(n);
     for (ptrdiff_t r0 = 0; r0 < n_rows; r0 += KEPT_ROWS) {
         const ptrdiff_t m = N(least)(KEPT_ROWS, n_rows - r0);
         N(keep_rows)(rows + r0, m, j0, n, KEPT_COLS * (ptrdiff_t)sizeof(REAL), s);
-        for (ptrdiff_t k = 0; k < n_cols; k += KEPT_COLS) {
-            const ptrdiff_t width = N(least)(KEPT_COLS, n_cols - k); /* all of them */
+        for (ptrdiff_t k = 0, width; k < n_cols; k += width) {
+            width = N(kept_width)(n_cols - k);
             for (ptrdiff_t i = 0; i < width; i++) pointers[i] = w + (k + i) * fan_out;
             for (ptrdiff_t q = 0; q < n_parts; q++) {
                 N(kept_job) job = N(kept_part)(s, q * KEPT_ROWS, m, q, n_parts, d + r0 * ldd + k, ldd, j0 > 0, 0);
                 N(pack_transposed)(pointers, width, j0 + q * KEPT_PART, N(least)(KEPT_PART, n - q * KEPT_PART),
                                    s->turned, KEPT_COLS);
                 job.b = s->turned, job.panel = NR;
-                N(kept_tile_beside)(&job);
+                N(kept_tile_beside)(&job, width);
             }
         }
     }
@@ -258,10 +282,11 @@ static void N(gradient_kept)(const REAL *const *x, ptrdiff_t n, ptrdiff_t k0, pt
         for (ptrdiff_t i = 0; i < height; i++)
             s->count[i] = N(keep)(s->value + i * KEPT_PART, m, ldd * (ptrdiff_t)sizeof(REAL), s->value + i * KEPT_PART,
                                   s->at + i * KEPT_PART);
-        for (ptrdiff_t j = 0; j < n_cols; j += KEPT_COLS) {
+        for (ptrdiff_t j = 0, width; j < n_cols; j += width) {
+            width = N(kept_width)(n_cols - j);
             N(kept_job) job = N(kept_part)(s, 0, height, q, n_parts, g + j, ldg, accumulate, 0);
             job.b = delta + p * ldd + j, job.panel = NR, job.chain = s->chain + j * height;
-            N(kept_tile_beside)(&job);
+            N(kept_tile_beside)(&job, width);
         }
     }
 }
