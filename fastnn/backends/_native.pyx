@@ -1690,28 +1690,35 @@ cdef Py_ssize_t error_correction_epoch(ErrorCorrection *job, Py_ssize_t first, P
     cdef const int64_t *order = job.order
     cdef char *scratch = job.memory + t * job.memory_bytes
     cdef char *copies = scratch + job.scratch_bytes
+    # by themselves: nothing that is written to these arrays can change them
+    cdef const uint8_t *first_target = job.targets + first
+    cdef const char *data = x.data
+    cdef Py_ssize_t n_outputs = job.n_outputs, row_bytes = job.row_bytes, stride = x.row_stride_bytes, n_cols = x.n_cols
+    cdef void *weights = job.weights + first * row_bytes
+    cdef void *bias = job.bias + first * (row_bytes // n_cols)
+    cdef const fnn_kernels *k = KERNELS[job.dtype]
+    cdef double learning_rate = job.learning_rate
+    cdef bint gather = job.gather
     while i < n:
         group = least(FNN_PERCEPTRON_ROWS, n - i)
         for r in range(group):
             samples[r] = order[i + r] if order != NULL else i + r
-            targets[r] = job.targets + samples[r] * job.n_outputs + first
-            if job.gather:
-                rows[r] = copies + r * job.row_bytes
+            targets[r] = first_target + samples[r] * n_outputs
+            if gather:
+                rows[r] = copies + r * row_bytes
             else:
-                rows[r] = x.data + samples[r] * x.row_stride_bytes
-        if job.gather:
-            fnn_gather(x, samples, 0, group, job.dtype, copies, x.n_cols)
+                rows[r] = data + samples[r] * stride
+        if gather:
+            fnn_gather(x, samples, 0, group, job.dtype, copies, n_cols)
         later = 0
-        if order != NULL and job.gather:
+        if order != NULL and gather:
             fnn_prefetch_rows(x, order + i + group, least(FNN_PERCEPTRON_ROWS, n - i - group))
         elif order != NULL:
             later = least(FNN_PERCEPTRON_ROWS, n - i - group)
             for r in range(later):
-                rows[group + r] = x.data + order[i + group + r] * x.row_stride_bytes
-                targets[group + r] = job.targets + order[i + group + r] * job.n_outputs + first
-        mistakes += KERNELS[job.dtype].perceptron_rows(rows, group, later, x.n_cols, n_units, targets, job.learning_rate,
-                                                       job.weights + first * job.row_bytes,
-                                                       job.bias + first * (job.row_bytes // x.n_cols), scratch)
+                rows[group + r] = data + order[i + group + r] * stride
+                targets[group + r] = first_target + order[i + group + r] * n_outputs
+        mistakes += k.perceptron_rows(rows, group, later, n_cols, n_units, targets, learning_rate, weights, bias, scratch)
         i += group
         left[0] -= group
         if left[0] <= 0:
