@@ -14,6 +14,7 @@ FASTNN_BENCH_PRIORITY=-15 (as root) holds other programs off during the runs, an
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -64,7 +65,8 @@ def give_way(level):
     if not PRIORITY:
         return
     for thread in os.listdir("/proc/self/task"):
-        os.setpriority(os.PRIO_PROCESS, int(thread), level)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.setpriority(os.PRIO_PROCESS, int(thread), level)
 
 
 def one_run(peer, seed, dtype):
