@@ -29,8 +29,9 @@ static void N(forward_narrow)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff
 /* One to three rows, the columns from j0: the weights are read where they lie. */
 static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t fan_in, const REAL *w, const REAL *bias,
                            ptrdiff_t j0, ptrdiff_t fan_out, REAL *z, ptrdiff_t ldz) {
-    static const N(tile_function)
-        wide[3][2] = {{N(tile_1_8_0), N(tile_1_4_0)}, {N(tile_2_4_0), N(tile_2_4_0)}, {N(tile_3_4_0), N(tile_3_4_0)}};
+    static const N(tile_function) wide[3][2] = {{N(tile_1_8_0), N(tile_1_4_0)},
+                                                {N(tile_2_4_0), N(tile_2_4_0)},
+                                                {N(tile_3_4_0), N(tile_3_4_0)}};
     while (j0 < fan_out) {
         ptrdiff_t left = fan_out - j0, width, k0 = 0;
         const ptrdiff_t widest = n_rows == 1 ? 8 * LANES : 4 * LANES;
@@ -43,9 +44,8 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = left;
             for (; fan_in - k0 >= 2 * FNN_BLOCK;) {
                 ptrdiff_t n_blocks = N(least)(4, (fan_in - k0) / FNN_BLOCK), end = k0 + n_blocks * FNN_BLOCK;
-                N(tile_job)
-                job = N(rows_job)(FNN_BLOCK, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
-                                  end == fan_in ? bias + j0 : 0);
+                N(tile_job) job = N(rows_job)(FNN_BLOCK, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
+                                              end == fan_in ? bias + j0 : 0);
                 job.last = left % LANES;
                 N(side_by_side)[n_blocks - 2][N(vectors)(left) - 1](&job);
                 k0 = end;
@@ -55,9 +55,8 @@ static void N(forward_few)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t 
             width = N(least)(NR, left);
         for (; k0 < fan_in; k0 += FNN_BLOCK) {
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
-            N(tile_job)
-            job = N(rows_job)(n, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
-                              k0 + n == fan_in ? bias + j0 : 0);
+            N(tile_job) job = N(rows_job)(n, rows, k0, w + k0 * fan_out + j0, fan_out, z + j0, ldz, k0 > 0,
+                                          k0 + n == fan_in ? bias + j0 : 0);
             job.last = width % LANES;
             if (f)
                 f(&job);
@@ -119,9 +118,8 @@ static void N(dense_forward_packed)(const void *const *rows_, ptrdiff_t n_rows, 
             N(forward_kept)(rows, n_rows, fan_in, k0, n, packed + k0 * NR, j0, bias, z, ldz, N(kept_scratch)(scratch));
         for (; j0 < fan_out; j0 += NR) {
             const ptrdiff_t width = N(least)(NR, fan_out - j0), ld = N(vectors)(width) * LANES;
-            N(tile_job)
-            job =
-                N(rows_job)(n, rows, k0, packed + j0 * fan_in + k0 * ld, ld, z + j0, ldz, k0 > 0, bias ? bias + j0 : 0);
+            N(tile_job) job = N(rows_job)(n, rows, k0, packed + j0 * fan_in + k0 * ld, ld, z + j0, ldz, k0 > 0,
+                                          bias ? bias + j0 : 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
     }
@@ -156,9 +154,8 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
             ptrdiff_t n = N(least)(FNN_BLOCK, fan_in - k0);
             const REAL *block = w + k0 * fan_out + j0;
             if (!direct) N(pack)(block, fan_out, n, width, s.panel, ld);
-            N(tile_job)
-            job = N(rows_job)(n, rows, k0, direct ? block : s.panel, direct ? fan_out : ld, z + j0, ldz, k0 > 0,
-                              k0 + n == fan_in ? bias + j0 : 0);
+            N(tile_job) job = N(rows_job)(n, rows, k0, direct ? block : s.panel, direct ? fan_out : ld, z + j0, ldz,
+                                          k0 > 0, k0 + n == fan_in ? bias + j0 : 0);
             N(run_tiles)(&job, n_rows, width, 0);
         }
     }
@@ -249,14 +246,12 @@ UPDATE_PANEL(update_panel, n_cols)
 static void N(update_block)(const fnn_gradient *job, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t n_rows, ptrdiff_t n_cols,
                             const REAL *g, ptrdiff_t ldg) {
     for (ptrdiff_t j = j0; j < j0 + n_cols; j += NR) {
-        const ptrdiff_t width = N(least)(NR, j0 + n_cols - j), ld = N(vectors)(width) * LANES,
-                        at = k0 * job->fan_out + j;
+        const ptrdiff_t width = N(least)(NR, j0 + n_cols - j), ld = N(vectors)(width) * LANES, at = k0 * job->fan_out + j;
         REAL *copy = job->packed ? (REAL *)job->packed + j * job->fan_in + k0 * ld : 0;
         REAL *w = job->packed_only ? copy : (REAL *)job->weights + at;
-        (width == NR ? N(update_whole_panel)
-                     : N(update_panel))(job, n_rows, width, g + (j - j0), ldg, w, job->packed_only ? ld : job->fan_out,
-                                        job->packed_only ? 0 : copy, ld, job->weight_a ? (REAL *)job->weight_a + at : 0,
-                                        job->weight_b ? (REAL *)job->weight_b + at : 0, job->fan_out);
+        (width == NR ? N(update_whole_panel) : N(update_panel))(
+            job, n_rows, width, g + (j - j0), ldg, w, job->packed_only ? ld : job->fan_out, job->packed_only ? 0 : copy, ld,
+            job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, job->fan_out);
     }
 }
 
@@ -293,8 +288,7 @@ static void N(gradient_narrow)(const fnn_gradient *job, ptrdiff_t unit_begin, pt
         if (job->optimizer >= 0) {
             const ptrdiff_t at = k0 * fan_out;
             N(update)(job->optimizer, job->scalars, job->l2, 1, 1, m * fan_out, g, 0, (REAL *)job->weights + at,
-                      job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0,
-                      0);
+                      job->weight_a ? (REAL *)job->weight_a + at : 0, job->weight_b ? (REAL *)job->weight_b + at : 0, 0);
         }
         if (u == 0) N(bias_gradient)(job, 0, fan_out, flat);
     }
@@ -332,9 +326,8 @@ static void N(dense_gradient)(const fnn_gradient *job, ptrdiff_t unit_begin, ptr
             const REAL *a = direct ? x[r0] + k0 : columns;
             if (!direct) N(pack_columns)(x + r0, n, k0, height, columns, BLOCK_ROWS);
             for (; j < j1; j += NR) {
-                N(tile_job)
-                t = N(columns_job)(n, a, direct ? job->ld_input : BLOCK_ROWS, delta + r0 * job->ldd + j, job->ldd,
-                                   g + (j - j0), ldg, more);
+                N(tile_job) t = N(columns_job)(n, a, direct ? job->ld_input : BLOCK_ROWS, delta + r0 * job->ldd + j, job->ldd,
+                                               g + (j - j0), ldg, more);
                 N(run_tiles)(&t, height, N(least)(NR, j1 - j), N(COLS));
             }
         }

@@ -26,7 +26,7 @@
 /* Which of eight lanes the bits of m keep, in order: four bits each, the first in the lowest. */
 #ifndef FNN_KEPT_LANES
 #define FNN_KEPT_LANES
-#define BIT(m, b) ((m) >> (b) & 1u)
+#define BIT(m, b) ((m) >> (b)&1u)
 #define KEPT_7(m) (7u * BIT(m, 7))
 #define KEPT_6(m) (KEPT_7(m) << 4 * BIT(m, 6) | 6u * BIT(m, 6))
 #define KEPT_5(m) (KEPT_6(m) << 4 * BIT(m, 5) | 5u * BIT(m, 5))
@@ -133,7 +133,7 @@ typedef struct {
 } N(kept_job);
 
 /* The columns of n_panels panels, of all chains. beside: a row's panels follow each other. */
-INLINE void N(kept_tile)(const N(kept_job) * job, const int n_panels, const int beside) {
+INLINE void N(kept_tile)(const N(kept_job) *job, const int n_panels, const int beside) {
     const int nv = n_panels * NV;
     const int begins = job->begins, accumulate = job->ends && job->accumulate;
     const REAL *bias = job->ends ? job->bias : 0;
@@ -171,16 +171,19 @@ INLINE void N(kept_tile)(const N(kept_job) * job, const int n_panels, const int 
     }
 }
 #define KEPT_TILE(n_panels)                                                                                            \
-    static __attribute__((noinline)) void N(kept_tile_apart_##n_panels)(const N(kept_job) * job) {                     \
+    static __attribute__((noinline)) void N(kept_tile_apart_##n_panels)(const N(kept_job) *job) {                      \
         N(kept_tile)(job, n_panels, 0);                                                                                \
     }                                                                                                                  \
-    static __attribute__((noinline)) void N(kept_tile_beside_##n_panels)(const N(kept_job) * job) {                    \
+    static __attribute__((noinline)) void N(kept_tile_beside_##n_panels)(const N(kept_job) *job) {                     \
         N(kept_tile)(job, n_panels, 1);                                                                                \
     }
-KEPT_TILE(4) KEPT_TILE(2) INLINE void N(kept_tile_apart)(const N(kept_job) * job, ptrdiff_t width) {
+KEPT_TILE(4)
+KEPT_TILE(2)
+
+INLINE void N(kept_tile_apart)(const N(kept_job) *job, ptrdiff_t width) {
     (width == KEPT_COLS ? N(kept_tile_apart_4) : N(kept_tile_apart_2))(job);
 }
-INLINE void N(kept_tile_beside)(const N(kept_job) * job, ptrdiff_t width) {
+INLINE void N(kept_tile_beside)(const N(kept_job) *job, ptrdiff_t width) {
     (width == KEPT_COLS ? N(kept_tile_beside_4) : N(kept_tile_beside_2))(job);
 }
 /* The next columns that are computed together, of n_cols that are left. */
@@ -222,8 +225,8 @@ static void N(forward_kept)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t
         for (ptrdiff_t j = 0, width; j < n_cols; j += width) {
             width = N(kept_width)(n_cols - j);
             for (ptrdiff_t q = 0; q < n_parts; q++) {
-                N(kept_job)
-                job = N(kept_part)(s, q * KEPT_ROWS, m, q, n_parts, z + r0 * ldz + j, ldz, k0 > 0, bias ? bias + j : 0);
+                N(kept_job) job = N(kept_part)(s, q * KEPT_ROWS, m, q, n_parts, z + r0 * ldz + j, ldz, k0 > 0,
+                                               bias ? bias + j : 0);
                 job.b = packed + j * fan_in + q * KEPT_PART * NR, job.panel = fan_in * NR;
                 N(kept_tile_apart)(&job, width);
             }
