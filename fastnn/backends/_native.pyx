@@ -771,10 +771,20 @@ cdef struct Run:
     Progress progress              # at the end of the last turn
 
 
-cdef void look_around(Run *run) noexcept nogil:
-    """Stop flag and signals, at most every SIGNAL_SECONDS. A handler that raised leaves its exception set."""
-    cdef double now
+cdef bint interrupted(double *next_look) noexcept nogil:
+    """Whether a signal's handler raised, looked for every SIGNAL_SECONDS; its exception is in `pending_error`."""
+    cdef double now = fnn_seconds()
     cdef int raised
+    if now < next_look[0]:
+        return False
+    next_look[0] = now + SIGNAL_SECONDS
+    with gil:
+        raised = check_signals()
+    return raised
+
+
+cdef void look_around(Run *run) noexcept nogil:
+    """Stop flag and signals."""
     if run.stop != NULL and fnn_flag_get(run.stop):
         run.status = STOPPED
         run.quit = True
@@ -783,13 +793,7 @@ cdef void look_around(Run *run) noexcept nogil:
     if run.chunks_to_look > 0:
         return
     run.chunks_to_look = run.chunks_between_looks
-    now = fnn_seconds()
-    if now < run.next_look:
-        return
-    run.next_look = now + SIGNAL_SECONDS
-    with gil:
-        raised = check_signals()
-    if raised:
+    if interrupted(&run.next_look):
         run.status = INTERRUPTED
         run.quit = True
 
@@ -1556,22 +1560,14 @@ cdef void predict_task(void *context, int t, int n_threads, fnn_barrier *barrier
     # the others.
     cdef Py_ssize_t n = p.source.x.n_rows, at, stop
     cdef void *scratch = p.w.scratch + t * p.w.scratch_bytes
-    cdef double now
-    cdef int raised
     while not p.interrupted and not fnn_flag_get(&p.bad):
         at = fnn_take(&p.next_row, p.rows_per_thread)
         if at >= n:
             return
         stop = least(at + p.rows_per_thread, n)
         predict_rows(p, at, stop, t, scratch)
-        if t == 0:
-            now = fnn_seconds()
-            if now >= p.next_look:
-                p.next_look = now + SIGNAL_SECONDS
-                with gil:
-                    raised = check_signals()
-                if raised:
-                    p.interrupted = True
+        if t == 0 and interrupted(&p.next_look):
+            p.interrupted = True
 
 
 def predict(NativePlan plan, parameters, X, outputs, jacobian, bint check, int n_threads):
@@ -1666,15 +1662,10 @@ cdef struct ErrorCorrection:
 
 cdef void error_correction_looks(ErrorCorrection *job, double *next_look) noexcept nogil:
     """Stop flag and signals."""
-    cdef int raised
     if job.stop != NULL and fnn_flag_get(job.stop):
         job.status = STOPPED
-    elif fnn_seconds() >= next_look[0]:
-        next_look[0] = fnn_seconds() + SIGNAL_SECONDS
-        with gil:
-            raised = check_signals()
-        if raised:
-            job.status = INTERRUPTED
+    elif interrupted(next_look):
+        job.status = INTERRUPTED
     if job.status != DONE:
         fnn_flag_set(&job.quit)
 
@@ -1794,7 +1785,7 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
     # whole cache lines, and one between threads
     job.memory_bytes = ((job.scratch_bytes + FNN_PERCEPTRON_ROWS * job.row_bytes) // FNN_ALIGN_BYTES + 2) * FNN_ALIGN_BYTES
     n_bytes = job.memory_bytes * n_threads + (x.n_rows * sizeof(int64_t) if shuffle else 0)
-    memory = calloc(1, n_bytes + 2 * n_threads * sizeof(Py_ssize_t) + FNN_ALIGN_BYTES)
+    memory = malloc(n_bytes + 2 * n_threads * sizeof(Py_ssize_t) + FNN_ALIGN_BYTES)
     if memory == NULL:
         raise MemoryError(f"cannot allocate workspace for {x.n_rows} rows")
     job.memory = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
