@@ -129,6 +129,21 @@ static void say(const char *slot, const char *row, ptrdiff_t a, ptrdiff_t b, ptr
 /* Hyperparameters that keep every optimizer in its normal range: column k of `scalars`. */
 static const double scalars[8] = {0.01, 0.9, 0.7, 0.2, 0.8, 0.3, 1e-3, 0.99};
 
+/* A gradient that is kept, without an update or skipping. */
+static fnn_gradient gradient_job(const void *const *rows, const void *delta, ptrdiff_t n, ptrdiff_t fan_in,
+                                 ptrdiff_t fan_out, void *g, void *gb) {
+    return (fnn_gradient){.input_rows = rows,
+                          .delta = delta,
+                          .ldd = fan_out,
+                          .n_rows = n,
+                          .fan_in = fan_in,
+                          .fan_out = fan_out,
+                          .density = -1,
+                          .gradient = g,
+                          .bias_gradient = gb,
+                          .optimizer = -1};
+}
+
 static void gradient(const fnn_kernels *k, const void **x_rows, const void *delta, const void *w, const void *b,
                      ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t fan_out, int optimizer, int keep, int accumulate) {
     const ptrdiff_t sizes[4] = {fan_in * fan_out, fan_in * fan_out, fan_out, fan_out};
@@ -145,26 +160,11 @@ static void gradient(const fnn_kernels *k, const void **x_rows, const void *delt
     void *g = keep ? memcpy(get(SIZE(fan_in * fan_out)), w, SIZE(fan_in * fan_out)) : 0;
     void *gb = keep ? memcpy(get(SIZE(fan_out)), b, SIZE(fan_out)) : 0;
     void *scratch = get_scratch(fan_out, 1), *packed = get(SIZE(k->packed_elems(fan_in, fan_out)));
-    fnn_gradient job = {.input_rows = x_rows,
-                        .delta = delta,
-                        .ldd = fan_out,
-                        .n_rows = n,
-                        .fan_in = fan_in,
-                        .fan_out = fan_out,
-                        .density = -1,
-                        .gradient = g,
-                        .bias_gradient = gb,
-                        .accumulate = accumulate,
-                        .optimizer = optimizer,
-                        .scalars = h,
-                        .l2 = 0.01,
-                        .weights = w2,
-                        .bias = b2,
-                        .packed = optimizer >= 0 && k->packed_elems(fan_in, fan_out) ? packed : 0,
-                        .weight_a = slots[0],
-                        .weight_b = slots[1],
-                        .bias_a = slots[2],
-                        .bias_b = slots[3]};
+    fnn_gradient job = gradient_job(x_rows, delta, n, fan_in, fan_out, g, gb);
+    job.accumulate = accumulate, job.optimizer = optimizer, job.scalars = h, job.l2 = 0.01;
+    job.weights = w2, job.weight_a = slots[0], job.weight_b = slots[1];
+    job.bias = b2, job.bias_a = slots[2], job.bias_b = slots[3];
+    job.packed = optimizer >= 0 && k->packed_elems(fan_in, fan_out) ? packed : 0;
     ptrdiff_t units = k->gradient_units(fan_in, fan_out), middle = units / 2;
     k->dense_gradient(&job, 0, middle, scratch);
     k->dense_gradient(&job, middle, units, scratch);
@@ -320,14 +320,7 @@ static void sparse(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_
     const fnn_entries entries = {.index = index, .value = value, .count = count};
     k->sparse_forward(&entries, n, fan_in, w, b, fan_out, z, fan_out);
     say("sparse_forward", "", n, fan_in, fan_out, hashed_reals(START, z, n * fan_out));
-    fnn_gradient job = {.delta = delta,
-                        .ldd = fan_out,
-                        .n_rows = n,
-                        .fan_in = fan_in,
-                        .fan_out = fan_out,
-                        .gradient = g,
-                        .bias_gradient = gb,
-                        .optimizer = -1};
+    fnn_gradient job = gradient_job(0, delta, n, fan_in, fan_out, g, gb);
     k->sparse_gradient(&job, &entries, 0, (fan_in + FNN_SPARSE_UNIT - 1) / FNN_SPARSE_UNIT, scratch);
     say("sparse_gradient", "", n, fan_in, fan_out, hashed_reals(hashed_reals(START, g, fan_in * fan_out), gb, fan_out));
     free(index), free(value), free(x), free(w), free(b), free(z), free(delta), free(values);
@@ -347,17 +340,8 @@ static void zeros(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     for (ptrdiff_t i = 0; i < n * fan_out; i++)
         if (draw() % 2) put(delta, i, 0);
     const void **x_rows = rows_of(x, n, fan_in), **delta_rows = rows_of(delta, n, fan_out);
-    fnn_gradient job = {.input_rows = x_rows,
-                        .delta = delta,
-                        .ldd = fan_out,
-                        .n_rows = n,
-                        .fan_in = fan_in,
-                        .fan_out = fan_out,
-                        .density = 1,
-                        .gradient = w,
-                        .bias_gradient = b,
-                        .accumulate = 1,
-                        .optimizer = -1};
+    fnn_gradient job = gradient_job(x_rows, delta, n, fan_in, fan_out, w, b);
+    job.density = job.accumulate = 1;
     k->dense_forward(x_rows, 1, fan_in, w, b, fan_out, z, fan_out, 1, scratch);
     uint64_t h = hashed_reals(START, z, fan_out);
     if (k->packed_elems(fan_in, fan_out)) {
