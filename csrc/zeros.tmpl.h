@@ -7,7 +7,7 @@
  *
  *   c[i, j] = sum over p of value[i, p] * b[at[i, p], j]
  *
- * A multiply-add needs a load of its own here, where a tile of dense.tmpl.h uses one for MR of them: with fewer than a
+ * A multiply-add needs a load of its own here, where a tile of tile.tmpl.h uses one for MR of them: with fewer than a
  * third of zeros that is slower. */
 
 /* Panels of NR columns side by side: enough that no multiply-add waits for another. Two, where a layer has no more or as many
