@@ -106,7 +106,13 @@ static void N(small_store)(const fnn_small *net, void *parameters, void *slot_a,
         }
 }
 
+/* The n_cols columns are whole vectors, whatever is in the last of them. */
 INLINE void N(small_product)(N(tile_job) job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
+    if (n_rows <= MR && n_cols <= NR) { /* no copy, no tiles to count */
+        job.repeat = 1;
+        N(tiles)[flags][n_rows - 1][n_cols / LANES - 1](&job);
+        return;
+    }
     for (ptrdiff_t j = 0; j < n_cols; j += NR) {
         N(tile_job) panel = job;
         panel.b += j;
