@@ -149,7 +149,7 @@ class MLP:
         seed = resolve_seed(seed)
         engine = get_backend(check_choice(backend, "backend", BACKENDS))
         check_memory(plan.n_bytes, f"layer_sizes={list(plan.layer_sizes)}")
-        parameters = np.empty(plan.n_parameters, plan.dtype)
+        parameters = plan.allocate(1)[0]
         self._bind(plan, parameters, seed, engine, None)
         _draw_parameters(plan, self.weights, self.biases, init, seed)
 
@@ -450,7 +450,7 @@ class MLP:
                 header.section("preprocessing"), tensors, plan.n_features
             )
         # Only now: the file held a tensor for every parameter, so this cannot exceed its size.
-        parameters = np.empty(plan.n_parameters, plan.dtype)
+        parameters = plan.allocate(1)[0]
         model = cls.__new__(cls)
         model._bind(plan, parameters, seed, backend, preprocessing)
         for layer, (weight, bias) in enumerate(sources):
@@ -460,8 +460,10 @@ class MLP:
 
     def copy(self) -> MLP:
         """An independent model with the same parameters."""
+        parameters = self._plan.allocate(1)[0]
+        parameters[:] = self._parameters
         model = type(self).__new__(type(self))
-        model.__setstate__({**self.__getstate__(), "parameters": self._parameters.copy()})
+        model.__setstate__({**self.__getstate__(), "parameters": parameters})
         return model
 
     __copy__ = copy

@@ -206,7 +206,7 @@ class Perceptron:
         shape = (n_features, *targets.shape[1:])
         plan = _plan(n_features, targets.size // n, self.dtype)
         check_memory(plan.n_bytes, f"weights of shape {shape}")
-        parameters = np.zeros(plan.n_parameters, self.dtype)
+        parameters = plan.allocate(1)[0]
         (weights,), (bias,) = plan.views(parameters)
         errors, _, exception = get_backend(self.backend).perceptron_fit(
             X,

@@ -21,6 +21,8 @@ from fastnn.validation import check_choice, check_dtype, check_int, check_real
 
 __all__ = ["Plan", "check_memory"]
 
+CACHE_LINE = 64  # bytes, of every processor that we know
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -124,6 +126,21 @@ class Plan:
     def n_bytes(self) -> int:
         """Bytes that the flat parameters take."""
         return self.n_parameters * self.dtype.itemsize
+
+    def allocate(self, n: int) -> np.ndarray:
+        """Memory for `n` arrays of the parameters' size: parameters, or slots of an optimizer.
+
+        Returns
+        -------
+        ndarray of shape (n, n_parameters)
+            Zeros. Each row lies by itself and begins with a cache line: vectors that lie across
+            two lines take longer to read, and longer still to write.
+        """
+        row_bytes = -(-self.n_bytes // CACHE_LINE) * CACHE_LINE
+        memory = np.zeros(n * row_bytes + CACHE_LINE, np.uint8)
+        begin = -memory.__array_interface__["data"][0] % CACHE_LINE
+        rows = memory[begin : begin + n * row_bytes].view(self.dtype)
+        return rows.reshape(n, -1 if n else row_bytes)[:, : self.n_parameters]
 
     def views(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights and biases as views into a flat array.

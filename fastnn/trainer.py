@@ -191,7 +191,7 @@ class Trainer:
             )
         n_bytes = self._optimizer.n_slots * plan.n_bytes
         check_memory(n_bytes, f"the state of {self._optimizer!r}")
-        self._slots = np.zeros((self._optimizer.n_slots, plan.n_parameters), plan.dtype)
+        self._slots = plan.allocate(self._optimizer.n_slots)
         self._optimizer.init_slots(self._slots)
         self._counters = self._optimizer.init_counters()
         self._lbfgs = LBFGSState()

@@ -1379,7 +1379,6 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
     cdef int kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64, used
     cdef int may_spin
     cdef Py_ssize_t steps, s, n_bytes, i
-    cdef char *slot_memory
     cdef fnn_small small
     cdef bint use_small
     run_setup(&run, &w, plan, buffers, X, labels, targets, sample_weight, loss, loss_parameter, user_loss, parameters)
@@ -1399,9 +1398,10 @@ def train(NativePlan plan, X, labels, targets, sample_weight, int loss, double l
         for i in range(n_epochs * run.n_samples):
             if run.orders[i] < 0 or run.orders[i] >= run.n_samples:
                 raise ValueError("orders must hold row numbers of X")
-    slot_memory = buffers.flat(slots, kind, run.n_slots * plan.net.n_parameters, True, "slots") if run.n_slots else NULL
+    if run.n_slots and len(slots) != run.n_slots:
+        raise ValueError(f"slots must be {run.n_slots} arrays, got {len(slots)}")
     for s in range(run.n_slots):
-        run.slots[s] = slot_memory + s * plan.net.n_parameters * plan.net.item_bytes
+        run.slots[s] = buffers.flat(slots[s], kind, plan.net.n_parameters, True, "slots")
     run.l2 = l2
     run.check = check_rows and not run.source.csr  # whose values have been looked at
     run.step_l2 = <const double *>buffers.flat(step_l2, FNN_KIND_F64, steps, False, "step_l2")

@@ -245,6 +245,7 @@ class Backend(ABC):
     ) -> TrainResult:
         """Train epochs; parameters (P,) and slots (n_slots, P) are changed in place.
 
+        The rows of slots are contiguous, each by itself (`Plan.allocate`).
         The gradient of a batch is ``sum_r w_r / sum(w) dL_r + l2 W``, scaled down to clip_norm.
         A batch whose weights are all 0 moves nothing. Where the loss of a batch, or a parameter
         at the end of an epoch, is not finite, parameters and slots are put back to the start of

@@ -498,7 +498,7 @@ class _BaseMLP(BaseEstimator, ABC):
 
     def _draw(self, plan: Plan, state: State) -> _Net:
         """A fresh net, its parameters drawn as scikit-learn draws them, and fresh curves."""
-        net = _Net(plan, np.empty(plan.n_parameters, plan.dtype))
+        net = _Net(plan, plan.allocate(1)[0])
         names = [*plan.activations, *plan.activations[-1:]]
         for layer, (fan_in, fan_out) in enumerate(pairwise(plan.layer_sizes)):
             factor = 2.0 if names and names[layer] == "sigmoid" else 6.0
@@ -751,7 +751,7 @@ class _BaseMLP(BaseEstimator, ABC):
             n_hidden = len(sizes) - 2
             output = _ALIASES.get(self.out_activation_, self.out_activation_)
             plan = Plan(sizes, dtype, self._activations(n_hidden), output, (0.0,) * n_hidden)
-        net = _Net(plan, np.empty(plan.n_parameters, plan.dtype))
+        net = _Net(plan, plan.allocate(1)[0])
         for views, arrays in ((net.coefs, self.coefs_), (net.intercepts, self.intercepts_)):
             for view, array in zip(views, arrays, strict=True):
                 view[...] = array

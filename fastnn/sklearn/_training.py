@@ -497,6 +497,6 @@ class Engine:
 def new_slots(optimizer: AnyOptimizer, plan: Plan) -> np.ndarray:
     """Fresh state arrays of an optimizer."""
     check_memory(optimizer.n_slots * plan.n_bytes, f"the state of {optimizer.kernel}")
-    slots = np.zeros((optimizer.n_slots, plan.n_parameters), plan.dtype)
+    slots = plan.allocate(optimizer.n_slots)
     optimizer.init_slots(slots)
     return slots

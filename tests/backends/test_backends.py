@@ -60,7 +60,7 @@ def make_job(plan, optimizer, *, n_epochs=1, batch_size=4, rates=None, **setting
 
 
 def make_slots(plan, optimizer):
-    slots = np.empty((optimizer.n_slots, plan.n_parameters), plan.dtype)
+    slots = plan.allocate(optimizer.n_slots)
     optimizer.init_slots(slots)
     return slots
 

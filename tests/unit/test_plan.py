@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+import fastnn
 from fastnn import plan as plan_module
 from fastnn.plan import Plan, check_memory
 
@@ -43,6 +44,22 @@ def test_views_cover_the_flat_array_once():
     for view in weights + biases:
         view += 1
     assert (flat == 1).all()
+
+
+def test_memory_begins_with_cache_lines():
+    """A vector across two lines takes longer: rows of odd length have to lie apart."""
+    for dtype in ("float32", "float64"):
+        plan = make((7, 5, 3), dtype)
+        for n in (0, 1, 2):
+            rows = plan.allocate(n)
+            assert rows.shape == (n, plan.n_parameters)
+            assert rows.dtype == plan.dtype
+            assert not rows.any()
+            assert all(row.flags.c_contiguous and row.ctypes.data % 64 == 0 for row in rows)
+    model = fastnn.MLP([7, 5, 3], seed=0)
+    trainer = fastnn.Trainer(model, optimizer="adam", seed=0)
+    for array in (model.parameters, model.copy().parameters, *trainer._slots):
+        assert array.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,7 @@ class _Run:
         if mode != k.TRAIN:
             return
         entries[k.N_SLOTS], entries[k.SLOTS] = n_slots, k.address(slots)
+        entries[k.SLOT_STRIDE] = 0 if slots is None else slots.strides[0] // slots.itemsize
         entries[k.UPDATE] = k.update_kernel(
             job.optimizer.scalar_update, n_slots, job.optimizer.momentum_slot, self.net.dtype
         )

@@ -599,10 +599,10 @@ def dropout_kernel(dtype: Any) -> int:
 # Entries of `job`: addresses and sizes.
 (
     GATHER, X, X_ROW_BYTES, X_COL_BYTES, N_SAMPLES, ORDERS, LABELS, TARGETS, SAMPLE_WEIGHT, LOSS,
-    THROUGH_LOGITS, SOFTMAX_LABELS, UPDATE, N_SLOTS, SLOTS, SCALARS, N_SCALARS, BATCH_SIZE,
-    N_EPOCHS, STEP_L2, STEP_RECORD, CLIP, DROPOUT, SEED, STREAM, FIRST_EPOCH, MODE, BATCH_AT,
-    TARGETS_AT, N_FEATURES, PRODUCT, N_JOB,
-) = range(32)  # fmt: skip
+    THROUGH_LOGITS, SOFTMAX_LABELS, UPDATE, N_SLOTS, SLOTS, SLOT_STRIDE, SCALARS, N_SCALARS,
+    BATCH_SIZE, N_EPOCHS, STEP_L2, STEP_RECORD, CLIP, DROPOUT, SEED, STREAM, FIRST_EPOCH, MODE,
+    BATCH_AT, TARGETS_AT, N_FEATURES, PRODUCT, N_JOB,
+) = range(33)  # fmt: skip
 # Entries of `numbers`.
 LOSS_PARAMETER, L2, CLIP_NORM, N_NUMBERS = range(4)
 # Entries of `state`, which lives from one call of the driver to the next.
@@ -807,7 +807,7 @@ def update(parameters, layers, job, numbers, gradient, h, step, l2):
     for k in range(n_scalars):
         h[k] = row[k]
     a = pointer(parameters, job[SLOTS]) if job[N_SLOTS] > 0 else w
-    b = shift(a, n_parameters) if job[N_SLOTS] > 1 else w
+    b = shift(a, job[SLOT_STRIDE]) if job[N_SLOTS] > 1 else w
     scalars = start_of(h)
     if job[CLIP] != 0:
         if l2 != 0:
@@ -831,16 +831,18 @@ def update(parameters, layers, job, numbers, gradient, h, step, l2):
 
 
 @inner
-def copy_state(parameters, slots, n_slots, snapshot, restore):
+def copy_state(parameters, job, snapshot, restore):
     """Parameters and slots into the snapshot, or back."""
     n = len(parameters)
     kept, w = start_of(snapshot), start_of(parameters)
-    if restore != 0:
-        copy(w, kept, n)
-        copy(slots, shift(kept, n), n_slots * n)
-    else:
-        copy(kept, w, n)
-        copy(shift(kept, n), slots, n_slots * n)
+    slots = pointer(parameters, job[SLOTS])
+    for s in range(1 + job[N_SLOTS]):
+        here = w if s == 0 else shift(slots, (s - 1) * job[SLOT_STRIDE])
+        there = shift(kept, s * n)
+        if restore != 0:
+            copy(here, there, n)
+        else:
+            copy(there, here, n)
 
 
 @inner
@@ -881,8 +883,7 @@ def train(
     Returns after about `budget` rows, at a whole chunk, or when `state` says that all is done; the
     next call goes on there.
     """
-    mode, n_samples, n_slots = job[MODE], job[N_SAMPLES], job[N_SLOTS]
-    slots = pointer(parameters, job[SLOTS])
+    mode, n_samples = job[MODE], job[N_SAMPLES]
     n_rows_at_once = len(samples)
     while state[EPOCH] < job[N_EPOCHS]:
         epoch, start = state[EPOCH], state[START]
@@ -898,7 +899,7 @@ def train(
                 totals[EPOCH_LOSS] = totals[EPOCH_WEIGHT] = 0.0
                 state[BATCH] = 0
                 if mode == TRAIN:
-                    copy_state(parameters, slots, n_slots, snapshot, 0)
+                    copy_state(parameters, job, snapshot, 0)
             weight = float(end - start)
             if job[SAMPLE_WEIGHT] != 0:
                 weights, rows = pointer(row_loss, job[SAMPLE_WEIGHT]), pointer(samples, order)
@@ -929,7 +930,7 @@ def train(
                 totals[BATCH_LOSS] += share * row_loss[r]
         if mode == TRAIN and not np.isfinite(totals[EPOCH_LOSS]):
             state[STATUS] = DIVERGED
-            copy_state(parameters, slots, n_slots, snapshot, state[STATUS])
+            copy_state(parameters, job, snapshot, state[STATUS])
             return
         if mode != LOSS_ONLY and moves:
             backward(layers, rates, work, job, n)
@@ -957,7 +958,7 @@ def train(
                 losses[epoch] = totals[EPOCH_LOSS] / weight if weight > 0 else 0.0
                 if mode == TRAIN and not all_finite(parameters):
                     state[STATUS] = DIVERGED
-                    copy_state(parameters, slots, n_slots, snapshot, state[STATUS])
+                    copy_state(parameters, job, snapshot, state[STATUS])
                     return
                 state[START] = state[POSITION] = 0
                 state[EPOCH] += 1

@@ -1164,7 +1164,7 @@ class _Training:
             try:
                 host = state.copy_to_host()
                 self.host_parameters[:] = host[: self.plan.n_parameters]
-                self.host_slots.reshape(-1)[:] = host[self.plan.n_parameters :]
+                self.host_slots[:] = host[self.plan.n_parameters :].reshape(self.host_slots.shape)
                 return exception
             except (KeyboardInterrupt, Exception) as error:
                 if _is_device_error(error) or exception is not None:
