@@ -34,8 +34,9 @@ cdef enum:
     # Networks no wider than this, on batches no longer, are trained in padded memory (csrc/small.tmpl.h): it stays in L1.
     SMALL_WIDTH = 64
     SMALL_ROWS = 64
-    # Reading the clock takes as long as a fifth of their smallest epochs: one reading for so many epochs of one step.
-    SMALL_EPOCHS_TIMED = 16
+    # A reading of the clock, or a copy of the state, takes as long as a tenth of their smallest epochs: one for so many
+    # epochs of at most SMALL_ROWS rows.
+    SMALL_EPOCHS_TOGETHER = 16
 
 # Ctrl-C is looked for this often.
 cdef double SIGNAL_SECONDS = 0.05
@@ -1218,30 +1219,47 @@ cdef Py_ssize_t small_init(Run *run, fnn_small *small) except -1:
     return n_bytes
 
 
-cdef inline void share_seconds(Run *run, int n, double began) noexcept nogil:
-    """The time since `began` over the last n epochs."""
-    cdef int i
-    cdef double each = (fnn_seconds() - began) / n if n > 0 else 0
+cdef void share_seconds(Run *run, Py_ssize_t n, double *began) noexcept nogil:
+    """The time since `began`, which becomes now, over the last n epochs."""
+    cdef Py_ssize_t i
+    cdef double now = fnn_seconds()
     for i in range(n):
-        run.seconds[run.epochs_done - 1 - i] = each
+        run.seconds[run.epochs_done - 1 - i] = (now - began[0]) / n
+    began[0] = now
+
+
+cdef bint small_finite(Run *run, const fnn_small *small) noexcept nogil:
+    """Whether all parameters are finite."""
+    if run.net.k.all_finite(small.n_padded, small.parameters):
+        return True
+    # or a pad is not, which means nothing
+    run.net.k.small_store(small, run.parameters, NULL, NULL)
+    return run.net.k.all_finite(run.net.n_parameters, run.parameters)
 
 
 cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
-    """What train_task does, with one thread, for a network that is_small: whole steps in L1, one kernel call each."""
+    """What train_task does, with one thread, for a network that is_small: whole steps in L1, one kernel call each.
+
+    Short epochs are looked at some at a time. Where one of them has gone wrong, all are done again, each by itself.
+    """
     cdef const Network *net = run.net
     cdef Workspace *w = run.w
     cdef const void **rows = w.layers[0].rows
     cdef Py_ssize_t state_bytes = (1 + run.n_slots) * small.n_padded * net.item_bytes
-    cdef Py_ssize_t epoch, start, stop, n, r, batch, step = 0
+    cdef Py_ssize_t epoch = 0, kept_epoch = 0, kept_step = 0, start, stop, n, r, batch, step = 0
+    cdef Py_ssize_t together = SMALL_EPOCHS_TOGETHER if run.n_samples <= SMALL_ROWS else 1
     cdef const int64_t *order
     cdef double epoch_loss, epoch_weight, batch_loss, weight, l2, began = fnn_seconds()
-    cdef int timed = 0
     cdef fnn_loss loss = run.loss
     cdef bint moves
-    for epoch in range(run.n_epochs):
+    while epoch < run.n_epochs:
+        if epoch == 0 or epoch - kept_epoch == together:
+            share_seconds(run, epoch - kept_epoch, &began)
+            memcpy(run.snapshot, small.parameters, state_bytes)
+            kept_epoch = epoch
+            kept_step = step
         order = run.orders + epoch * run.n_samples if run.orders != NULL else NULL
         epoch_loss = epoch_weight = 0
-        memcpy(run.snapshot, small.parameters, state_bytes)
         batch = start = 0
         while start < run.n_samples and not run.quit:
             stop = least(start + run.batch_size, run.n_samples)
@@ -1283,26 +1301,30 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
             run.steps_done = step
             start = stop
             look_around(run)
-        if run.status == DONE and not net.k.all_finite(small.n_padded, small.parameters):
-            # or a pad is not, which means nothing
-            net.k.small_store(small, run.parameters, NULL, NULL)
-            if not net.k.all_finite(net.n_parameters, run.parameters):
+        if run.status == DONE and (epoch + 1 - kept_epoch == together or epoch + 1 == run.n_epochs):
+            if not small_finite(run, small):
                 run.status = DIVERGED
                 batch -= 1
+        elif run.quit and epoch > kept_epoch and not small_finite(run, small):
+            memcpy(small.parameters, run.snapshot, state_bytes)
+            epoch = run.epochs_done = kept_epoch
+            run.steps_done = kept_step
         if run.status == DIVERGED or run.status == BAD_ROWS:
+            memcpy(small.parameters, run.snapshot, state_bytes)
+            if epoch > kept_epoch:
+                run.status = DONE
+                together = 1
+                epoch = run.epochs_done = kept_epoch
+                step = run.steps_done = kept_step
+                continue
             run.bad_epoch = epoch
             run.bad_batch = batch
-            memcpy(small.parameters, run.snapshot, state_bytes)
         if run.status != DONE:
             break
         run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
-        run.epochs_done = epoch + 1
-        timed += 1
-        if timed == SMALL_EPOCHS_TIMED or run.n_samples > SMALL_ROWS:
-            share_seconds(run, timed, began)
-            began = fnn_seconds()
-            timed = 0
-    share_seconds(run, timed, began)
+        epoch += 1
+        run.epochs_done = epoch
+    share_seconds(run, epoch - kept_epoch, &began)
     net.k.small_store(small, run.parameters, run.slots[0], run.slots[1])
 
 

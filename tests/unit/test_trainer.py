@@ -603,6 +603,41 @@ def test_divergence_keeps_the_epochs_before(make):  # case N10
     assert isinstance(caught.value, ArithmeticError)
 
 
+@pytest.mark.parametrize("batch_size", [3, "full"])
+@pytest.mark.parametrize("slope", [1.0, 0.0])
+def test_divergence_after_any_number_of_short_epochs(batch_size, slope):
+    """Short epochs are looked at some at a time; which one has gone wrong must not depend on it.
+
+    The weights grow from epoch to epoch by a factor that decides when they overflow: with the
+    squared error the loss does first; with targets that the net cannot see (slope 0: rows of zeros,
+    and a weight decay that blows up) a parameter is infinite while every loss is finite.
+    """
+    X = np.linspace(-1, 1, 6, dtype=np.float32)[:, None] * slope
+    y = np.ones((6, 1), np.float32)
+    places = set()
+    for factor in (2.0, 3.0, 5.0, 9.0, 17.0, 40.0, 150.0, 1e4, 1e9):
+        settings = {
+            "optimizer": fastnn.SGD(1.0),
+            "batch_size": batch_size,
+            "l2": 1 + factor,
+            "seed": 3,
+        }
+        one_by_one = Trainer(MLP([1, 3, 1], output="identity", seed=1), **settings)
+        with pytest.raises(DivergenceError) as expected:
+            [one_by_one.fit(X, y, epochs=1) for _ in range(200)]
+        at_once = Trainer(MLP([1, 3, 1], output="identity", seed=1), **settings)
+        with pytest.raises(DivergenceError) as caught:
+            at_once.fit(X, y, epochs=200)
+        place = caught.value.epoch, caught.value.batch
+        assert place == (expected.value.epoch, expected.value.batch)
+        np.testing.assert_array_equal(at_once.model.parameters, one_by_one.model.parameters)
+        assert np.isfinite(at_once.model.parameters).all()
+        np.testing.assert_array_equal(at_once.history.loss, one_by_one.history.loss)
+        assert (at_once.history.seconds >= 0).all()
+        places.add(place[0] % 16)
+    assert len(places) > (1 if slope else 4)  # here and there in the groups
+
+
 def test_divergence_in_a_step_changes_nothing(make):
     trainer = make(model={"dtype": "float64"})
     trainer.step(X, Y)
