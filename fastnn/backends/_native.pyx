@@ -1314,6 +1314,9 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
             if epoch > kept_epoch:
                 run.status = DONE
                 together = 1
+                # loading also turns the weights that backward passes read
+                net.k.small_store(small, run.parameters, run.slots[0], run.slots[1])
+                net.k.small_load(small, run.parameters, run.slots[0], run.slots[1])
                 epoch = run.epochs_done = kept_epoch
                 step = run.steps_done = kept_step
                 continue
