@@ -140,7 +140,7 @@ class Plan:
         memory = np.zeros(n * row_bytes + CACHE_LINE, np.uint8)
         begin = -memory.__array_interface__["data"][0] % CACHE_LINE
         rows = memory[begin : begin + n * row_bytes].view(self.dtype)
-        return rows.reshape(n, -1 if n else row_bytes)[:, : self.n_parameters]
+        return rows.reshape(n, row_bytes // self.dtype.itemsize)[:, : self.n_parameters]
 
     def views(self, flat: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights and biases as views into a flat array.
