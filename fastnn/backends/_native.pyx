@@ -1305,23 +1305,22 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
             if not small_finite(run, small):
                 run.status = DIVERGED
                 batch -= 1
-        elif run.quit and epoch > kept_epoch and not small_finite(run, small):
-            memcpy(small.parameters, run.snapshot, state_bytes)
-            epoch = run.epochs_done = kept_epoch
-            run.steps_done = kept_step
-        if run.status == DIVERGED or run.status == BAD_ROWS:
+        if (run.status == DIVERGED or run.status == BAD_ROWS
+                or (run.quit and epoch > kept_epoch and not small_finite(run, small))):
             memcpy(small.parameters, run.snapshot, state_bytes)
             if epoch > kept_epoch:
-                run.status = DONE
-                together = 1
-                # loading also turns the weights that backward passes read
-                net.k.small_store(small, run.parameters, run.slots[0], run.slots[1])
-                net.k.small_load(small, run.parameters, run.slots[0], run.slots[1])
                 epoch = run.epochs_done = kept_epoch
                 step = run.steps_done = kept_step
-                continue
-            run.bad_epoch = epoch
-            run.bad_batch = batch
+                if not run.quit:
+                    run.status = DONE
+                    together = 1
+                    # loading also turns the weights that backward passes read
+                    net.k.small_store(small, run.parameters, run.slots[0], run.slots[1])
+                    net.k.small_load(small, run.parameters, run.slots[0], run.slots[1])
+                    continue
+            else:
+                run.bad_epoch = epoch
+                run.bad_batch = batch
         if run.status != DONE:
             break
         run.losses[epoch] = epoch_loss / epoch_weight if epoch_weight > 0 else 0
