@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["History", "import_pyplot"]
+
+_MANY_EPOCHS = 1024  # a copy of the columns of as many takes longer than anything else about them
 
 
 class History:
@@ -38,34 +41,57 @@ class History:
     COLUMNS = ("loss", "validation_loss", "learning_rate", "seconds")
 
     def __init__(self) -> None:
-        self._table = np.empty((len(self.COLUMNS), 16))
+        self._table = np.empty((len(self.COLUMNS), 0))
         self._size = 0
+        self._parts: list[tuple[int, dict[str, np.ndarray]]] = []
+        self._lock = threading.Lock()
 
     def extend(self, **columns: Iterable[float]) -> None:
-        """Append epochs; a column that is not given is NaN."""
-        arrays = {name: np.asarray(values, np.float64) for name, values in columns.items()}
-        end = self._size + max(len(values) for values in arrays.values())
-        if end > self._table.shape[1]:
+        """Append epochs; a column that is not given is NaN.
+
+        Arrays of many epochs are kept as they are until somebody looks: they must not change.
+        """
+        arrays = {name: np.ascontiguousarray(v, np.float64) for name, v in columns.items()}
+        n_epochs = max(len(values) for values in arrays.values())
+        with self._lock:
+            self._parts.append((n_epochs, arrays))
+            self._size += n_epochs
+            if n_epochs < _MANY_EPOCHS:
+                self._join()
+
+    def _join(self) -> None:
+        """Copy what `extend` has kept into the table; the caller holds the lock."""
+        at = self._size - sum(n_epochs for n_epochs, _ in self._parts)
+        if self._size > self._table.shape[1]:
             # Doubling keeps the cost of an epoch constant on average.
-            table = np.empty((len(self.COLUMNS), max(end, 2 * self._table.shape[1])))
-            table[:, : self._size] = self._table[:, : self._size]
+            table = np.empty((len(self.COLUMNS), max(self._size, 2 * self._table.shape[1], 16)))
+            table[:, :at] = self._table[:, :at]
             self._table = table
-        for row, name in zip(self._table, self.COLUMNS, strict=True):
-            row[self._size : end] = arrays.get(name, np.nan)
-        self._size = end
+        for n_epochs, arrays in self._parts:
+            for row, name in zip(self._table, self.COLUMNS, strict=True):
+                row[at : at + n_epochs] = arrays.get(name, np.nan)
+            at += n_epochs
+        self._parts.clear()
+
+    def _joined(self) -> np.ndarray:
+        """All columns: a view of shape (4, n_epochs)."""
+        with self._lock:
+            if self._parts:
+                self._join()
+            return self._table[:, : self._size]
 
     def amend(self, **values: float) -> None:
         """Set columns of the last epoch."""
         for name, value in values.items():
-            self._table[self.COLUMNS.index(name), self._size - 1] = value
+            self._joined()[self.COLUMNS.index(name), -1] = value
 
     def last(self) -> dict[str, float]:
         """The columns of the last epoch by name, without those that were not measured (NaN)."""
-        column = self._table[:, self._size - 1].tolist()
+        column = self._joined()[:, -1].tolist()
         return {k: v for k, v in zip(self.COLUMNS, column, strict=True) if not math.isnan(v)}
 
     def _column(self, name: str) -> np.ndarray:
-        view = self._table[self.COLUMNS.index(name), : self._size]
+        view = self._joined()[self.COLUMNS.index(name)]
         view.flags.writeable = False
         return view
 
@@ -88,7 +114,7 @@ class History:
     @property
     def table(self) -> np.ndarray:
         """All columns, in the order of `COLUMNS`: a copy of shape (4, n_epochs)."""
-        return self._table[:, : self._size].copy()
+        return self._joined().copy()
 
     def __len__(self) -> int:
         """Number of epochs."""
@@ -98,6 +124,7 @@ class History:
         return {"table": self.table}
 
     def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+        self.__init__()  # type: ignore[misc]
         self._table = state["table"]
         self._size = self._table.shape[1]
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -33,6 +34,47 @@ def test_several_epochs_at_once_equal_one_by_one():
     many.extend(loss=one.loss[3:], learning_rate=one.learning_rate[3:], seconds=one.seconds[3:])
     for column in History.COLUMNS:
         np.testing.assert_array_equal(getattr(many, column), getattr(one, column))
+
+
+@pytest.mark.parametrize("n_first", [0, 1, 5000])
+def test_long_columns_equal_short_ones(n_first):
+    """Whoever looks, and whenever."""
+    n = 3000
+    loss, rate = np.random.default_rng(0).random((2, n_first + 2 * n + 1))
+    history, other = filled(0), filled(0)
+    history.extend(loss=loss[:n_first], learning_rate=rate[:n_first])
+    for begin in (n_first, n_first + n):
+        history.extend(loss=loss[begin : begin + n], learning_rate=rate[begin : begin + n])
+    assert len(history) == n_first + 2 * n
+    history.amend(validation_loss=2.0)
+    history.extend(loss=loss[-1:], learning_rate=rate[-1:])
+    for a, b in zip(loss, rate, strict=True):
+        other.extend(loss=[a], learning_rate=[b])
+    other._table[1, len(other) - 2] = 2.0
+    for column in History.COLUMNS:
+        np.testing.assert_array_equal(getattr(history, column), getattr(other, column))
+    assert history.last() == {"loss": loss[-1], "learning_rate": rate[-1]}
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(history)).loss, loss)
+
+
+def test_other_threads_may_look_while_it_grows():
+    history, seen = History(), []
+    loss = np.arange(3000.0)
+    ended = threading.Event()
+
+    def look():
+        while not ended.is_set():
+            seen.append(history.loss)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(50):
+        history.extend(loss=loss)
+    ended.set()
+    thread.join()
+    for column in [*seen, history.loss]:
+        np.testing.assert_array_equal(column, np.arange(len(column)) % 3000)
+    assert len(history) == 50 * 3000
 
 
 def test_arrays_are_read_only_and_keep_their_values():
