@@ -1,19 +1,30 @@
-/* Activations over blocks of rows, and their derivatives in backpropagation. */
+/* Activations over blocks of rows, and their derivatives in backpropagation.
+ *
+ * One loop over the whole vectors of all rows, since constants are loaded anew wherever a loop begins; then one over what
+ * is left of each row. */
 
 /* y = f(z), (n_rows, n_cols); y may be z itself. */
 #define ACTIVATION(name, needs_z, value, derivative)                                                                   \
     case FNN_ACTIVATION_##name:                                                                                        \
-        for (ptrdiff_t r = 0; r < n_rows; r++)                                                                         \
-            for (ptrdiff_t j = 0; j < n_cols; j += LANES) {                                                            \
-                V z = N(load_n)(zs + r * ldz + j, n_cols - j);                                                         \
-                N(store_n)(ys + r * ldy + j, value, n_cols - j);                                                       \
-            }                                                                                                          \
+        for (; n > 0; n -= LANES, zs += LANES, ys += LANES) {                                                          \
+            if (zs == z_end) zs += ldz - whole, ys += ldy - whole, z_end += ldz;                                       \
+            V z = N(load)(zs);                                                                                         \
+            N(store)(ys, value);                                                                                       \
+        }                                                                                                              \
+        for (ptrdiff_t r = 0; part && r < n_rows; r++, z_part += ldz, y_part += ldy) {                                 \
+            V z = N(load_part)(z_part, part);                                                                          \
+            N(store_part)(y_part, value, part);                                                                        \
+        }                                                                                                              \
         break;
 static void N(activate)(int activation, ptrdiff_t n_rows, ptrdiff_t n_cols, const void *z_, ptrdiff_t ldz, void *y_,
                         ptrdiff_t ldy) {
     const REAL *zs = z_;
     REAL *ys = y_;
     if (ldz == n_cols && ldy == n_cols) n_cols *= n_rows, n_rows = 1;
+    const ptrdiff_t part = n_cols % LANES, whole = n_cols - part;
+    const REAL *z_end = zs + whole, *z_part = z_end;
+    REAL *y_part = ys + whole;
+    ptrdiff_t n = n_rows * whole;
     switch (activation) {
 #include "activations.def"
     }
@@ -23,20 +34,27 @@ static void N(activate)(int activation, ptrdiff_t n_rows, ptrdiff_t n_cols, cons
 /* delta *= f'(z): z (n_rows, n_cols) with the same stride as y, and not read where the derivative follows from y. */
 #define ACTIVATION(name, needs_z, value, derivative)                                                                   \
     case FNN_ACTIVATION_##name:                                                                                        \
-        for (ptrdiff_t r = 0; r < n_rows; r++)                                                                         \
-            for (ptrdiff_t j = 0; j < n_cols; j += LANES) {                                                            \
-                V y = N(load_n)(ys + r * ldy + j, n_cols - j);                                                         \
-                V z = needs_z ? N(load_n)(zs + r * ldy + j, n_cols - j) : y;                                           \
-                V d = N(load_n)(delta + r * ldd + j, n_cols - j);                                                      \
-                (void)y, (void)z;                                                                                      \
-                N(store_n)(delta + r * ldd + j, d * (derivative), n_cols - j);                                         \
-            }                                                                                                          \
+        for (; n > 0; n -= LANES, at += LANES, delta += LANES) {                                                       \
+            if (at == end) at += ldy - whole, delta += ldd - whole, end += ldy;                                        \
+            V y = N(load)(ys + at), z = needs_z ? N(load)(zs + at) : y;                                                \
+            (void)y, (void)z;                                                                                          \
+            N(store)(delta, N(load)(delta) * (derivative));                                                            \
+        }                                                                                                              \
+        at = whole;                                                                                                    \
+        for (ptrdiff_t r = 0; part && r < n_rows; r++, at += ldy, delta_part += ldd) {                                 \
+            V y = N(load_part)(ys + at, part), z = needs_z ? N(load_part)(zs + at, part) : y;                          \
+            (void)y, (void)z;                                                                                          \
+            N(store_part)(delta_part, N(load_part)(delta_part, part) * (derivative), part);                            \
+        }                                                                                                              \
         break;
 static void N(activate_backward)(int activation, ptrdiff_t n_rows, ptrdiff_t n_cols, const void *z_, const void *y_,
                                  ptrdiff_t ldy, void *delta_, ptrdiff_t ldd) {
     const REAL *zs = z_, *ys = y_;
     REAL *delta = delta_;
     if (ldy == n_cols && ldd == n_cols) n_cols *= n_rows, n_rows = 1;
+    const ptrdiff_t part = n_cols % LANES, whole = n_cols - part;
+    ptrdiff_t n = n_rows * whole, at = 0, end = whole;
+    REAL *delta_part = delta + whole;
     switch (activation) {
 #include "activations.def"
     }

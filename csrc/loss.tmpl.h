@@ -6,7 +6,8 @@
 /* turned[j, l] = x[row l, j]; lanes past the m rows repeat the first. */
 INLINE void N(turn)(const REAL *x, ptrdiff_t ldx, ptrdiff_t m, ptrdiff_t n, REAL *turned) {
     const REAL *rows[VECTOR_BYTES / sizeof(REAL)];
-    for (ptrdiff_t l = 0; l < LANES; l++) rows[l] = x + (l < m ? l : 0) * ldx;
+#pragma GCC unroll 16
+    for (ptrdiff_t l = 0; l < LANES; l++) rows[l] = x + (m == LANES || l < m ? l : 0) * ldx;
     for (ptrdiff_t j = 0; j < n; j++) {
         V column; /* in a register: a vector read after single writes would wait for them */
 #pragma GCC unroll 16
@@ -15,15 +16,22 @@ INLINE void N(turn)(const REAL *x, ptrdiff_t ldx, ptrdiff_t m, ptrdiff_t n, REAL
     }
 }
 INLINE void N(turn_back)(const REAL *turned, ptrdiff_t m, ptrdiff_t n, REAL *x, ptrdiff_t ldx) {
-    for (ptrdiff_t l = 0; l < m; l++)
-        for (ptrdiff_t j = 0; j < n; j++) x[l * ldx + j] = turned[j * LANES + l];
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const V column = N(load)(turned + j * LANES);
+        REAL *to = x + j;
+#pragma GCC unroll 16
+        for (ptrdiff_t l = 0; l < LANES; l++, to += ldx) {
+            if (l == m) break;
+            *to = column[l];
+        }
+    }
 }
 
 /* e[j] = exp(z[j] - max), and their sum without the (first) largest, whose e is 1: kept apart, so that log1p sees what
  * is left when one output dominates. The sum is taken in float64. Lane by lane; first[l] is the index of the largest. */
 typedef struct {
     V max, rest;
-    ptrdiff_t first[VECTOR_BYTES / sizeof(REAL)];
+    N(sbits) first;
 } N(softmax_sums);
 static N(softmax_sums) N(softmax_lanes)(const REAL *z, ptrdiff_t n, REAL *e) {
     N(softmax_sums) s;
@@ -40,13 +48,11 @@ static N(softmax_sums) N(softmax_lanes)(const REAL *z, ptrdiff_t n, REAL *e) {
         V x = N(exp)(N(load)(z + j * LANES) - max);
         N(store)(e + j * LANES, x);
         x = SEL(first == (SBITS)j, x - K(1), x); /* the largest: 0, or NaN where it is not finite */
-        for (ptrdiff_t l = 0; l < LANES; l++) sum[l] += (double)x[l];
+        N(add_lanes)(sum, x);
     }
     s.max = max;
-    for (ptrdiff_t l = 0; l < LANES; l++) {
-        s.rest[l] = (REAL)sum[l];
-        s.first[l] = (ptrdiff_t)first[l];
-    }
+    s.rest = N(lanes_of)(sum);
+    s.first = first;
     return s;
 }
 
@@ -63,10 +69,6 @@ static void N(softmax)(ptrdiff_t n_rows, ptrdiff_t n_outputs, const void *z, ptr
     }
 }
 
-INLINE void N(add_lanes)(double *sum, V x) {
-    for (ptrdiff_t l = 0; l < LANES; l++) sum[l] += (double)x[l];
-}
-
 /* softmax + cross-entropy on logits. d[j] = p[j] sum(t) - t[j]; loss = sum over j of t[j] (max - z[j]) + sum(t) log1p(rest). */
 static void N(cross_entropy_lanes)(const fnn_loss *job, const int64_t *samples, const REAL *z, const REAL *t,
                                    const REAL *scale, REAL *d, double *sum) {
@@ -74,15 +76,19 @@ static void N(cross_entropy_lanes)(const fnn_loss *job, const int64_t *samples, 
     N(softmax_sums) s = N(softmax_lanes)(z, n, d);
     V total = K(1) + s.rest, log_rest = N(log1p)(s.rest), factor = N(load)(scale);
     if (job->labels) {
-        for (ptrdiff_t j = 0; j < n; j++) N(store)(d + j * LANES, N(load)(d + j * LANES) / total * factor);
-        V miss = s.rest / total;
-        for (ptrdiff_t l = 0; l < LANES; l++) {
-            ptrdiff_t label = (ptrdiff_t)job->labels[samples[l]];
-            REAL *at = d + label * LANES + l;
-            /* p - 1 of the largest is -rest / total: no cancellation when the class is nearly certain */
-            *at = label == s.first[l] ? -miss[l] * scale[l] : *at - scale[l];
-            sum[l] += (double)(s.max[l] - z[label * LANES + l] + log_rest[l]);
+        N(sbits) labels;
+        V own = {0}; /* the label's logit */
+#pragma GCC unroll 16
+        for (ptrdiff_t l = 0; l < LANES; l++) labels[l] = (SBITS)job->labels[samples[l]];
+        /* p - 1 of the largest is -rest / total: no cancellation when the class is nearly certain */
+        const V miss = -(s.rest / total) * factor;
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const N(sbits) is_label = (N(sbits))(labels == (SBITS)j);
+            const V p = N(load)(d + j * LANES) / total * factor;
+            own = SEL(is_label, N(load)(z + j * LANES), own);
+            N(store)(d + j * LANES, SEL(is_label, SEL(s.first == (SBITS)j, miss, p - factor), p));
         }
+        N(add_lanes)(sum, s.max - own + log_rest);
         return;
     }
     V weight = {0};
@@ -152,24 +158,28 @@ static void N(output_loss_lanes)(const fnn_loss *job, V p, ptrdiff_t n, const RE
 static int N(loss_of_one)(const fnn_loss *job, ptrdiff_t n_rows, const REAL *z, ptrdiff_t ldz, const int64_t *samples,
                           REAL *delta, ptrdiff_t ldd, double *row_loss) {
     const REAL *targets = job->targets;
+    const int64_t *labels = job->labels;
     const V share = K(1 / job->total_weight), p = K(job->parameter);
     for (ptrdiff_t r = 0; r < n_rows; r += LANES, z += LANES * ldz, delta += LANES * ldd) {
         const ptrdiff_t m = N(least)(LANES, n_rows - r);
         V logits = {0}, t = {0}, value, gradient;
+        const REAL *from = z;
 #pragma GCC unroll 16
-        for (ptrdiff_t l = 0; l < LANES; l++) {
-            if (l >= m) break;
-            const int64_t sample = samples[r + l];
-            logits[l] = z[l * ldz];
-            t[l] = job->labels ? (REAL)(job->labels[sample] == 0) : targets[sample];
+        for (ptrdiff_t l = 0; l < LANES; l++, from += ldz) {
+            if (l == m) break;
+            logits[l] = *from;
+            t[l] = labels ? (REAL)(labels[samples[r + l]] == 0) : targets[samples[r + l]];
         }
         if (!N(natural_loss)(job->loss, job->link, p, logits, t, &value, &gradient)) return 0;
         V factor = share;
         for (ptrdiff_t l = 0; job->sample_weight && l < m; l++)
             factor[l] = (REAL)(job->sample_weight[samples[r + l]] / job->total_weight);
         gradient = gradient * factor;
-        for (ptrdiff_t l = 0; l < m; l++) {
-            delta[l * ldd] = gradient[l];
+        REAL *to = delta;
+#pragma GCC unroll 16
+        for (ptrdiff_t l = 0; l < LANES; l++, to += ldd) {
+            if (l == m) break;
+            *to = gradient[l];
             row_loss[r + l] = (double)value[l];
         }
     }
@@ -213,7 +223,8 @@ static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdi
         int64_t index[VECTOR_BYTES / sizeof(REAL)];
         REAL scale[VECTOR_BYTES / sizeof(REAL)];
         double sum[VECTOR_BYTES / sizeof(REAL)] = {0};
-        for (ptrdiff_t l = 0; l < LANES; l++) index[l] = samples[r + (l < m ? l : 0)];
+#pragma GCC unroll 16
+        for (ptrdiff_t l = 0; l < LANES; l++) index[l] = samples[r + (m == LANES || l < m ? l : 0)];
         N(store)(scale, share);
         for (ptrdiff_t l = 0; job->sample_weight && l < LANES; l++)
             scale[l] = (REAL)(job->sample_weight[index[l]] / job->total_weight);

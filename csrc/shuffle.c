@@ -4,10 +4,15 @@
 
 /* High 64 bits of a product of 64-bit numbers. */
 static uint64_t high_product(uint64_t a, uint64_t b) {
+#if defined(__SIZEOF_INT128__)
+    __extension__ typedef unsigned __int128 wide;
+    return (uint64_t)((wide)a * b >> 64);
+#else
     const uint64_t low = 0xffffffffu;
     uint64_t middle = (a >> 32) * (b & low) + ((a & low) * (b & low) >> 32);
     uint64_t cross = (a & low) * (b >> 32) + (middle & low);
     return (a >> 32) * (b >> 32) + (middle >> 32) + (cross >> 32);
+#endif
 }
 
 void fnn_permutation(const fnn_kernels *kernels, uint64_t seed, uint64_t epoch, ptrdiff_t n, int64_t *order) {

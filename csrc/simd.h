@@ -28,7 +28,8 @@ typedef SBITS N(sbits) __attribute__((vector_size(VECTOR_BYTES)));
 #define SEL(mask, a, b) N(select)((N(sbits))(mask), a, b)
 #define ABS(a) N(abs)(a)
 #define SIGN(a) N(sign)(a)
-#define CLIP(a, lo, hi) N(clip)(a, lo, hi)
+#define AT_LEAST(a, lo) N(at_least)(a, lo)
+#define CLIP(a, lo, hi) N(at_most)(N(at_least)(a, lo), hi)
 #define SEL_NUMBER(a, b) N(select_number)(a, b)
 #define FLUSH(a) N(flush)(a, LEAST_NORMAL)
 #define FADE(a) N(flush)(a, LEAST_NORMAL * (1 << 24))
@@ -43,23 +44,6 @@ INLINE V N(load)(const REAL *p) {
 }
 INLINE void N(store)(REAL *p, V x) {
     *(N(uvec) *)p = x;
-}
-INLINE V N(select)(N(sbits) mask, V a, V b) {
-    return (V)((mask & (N(sbits))a) | (~mask & (N(sbits))b));
-}
-INLINE V N(abs)(V a) {
-    return (V)((N(bits))a & ((N(bits)){0} + (~(BITS)0 >> 1)));
-}
-/* -1, 0 or 1; NaN stays NaN. */
-INLINE V N(sign)(V a) {
-    return SEL(a > K(0), K(1), SEL(a < K(0), K(-1), a * K(0)));
-}
-/* Zero in place of less than `least`. With subnormal numbers some processors compute a hundred times more slowly. */
-INLINE V N(flush)(V a, REAL least) {
-    return SEL(ABS(a) < K(least), K(0), a);
-}
-INLINE V N(select_number)(V a, V b) {
-    return SEL(a != a, a, b);
 }
 
 #if defined(FNN_LEVEL_AVX2) && IS_FLOAT
@@ -76,13 +60,42 @@ INLINE V N(select_number)(V a, V b) {
 #define FNN_ARM(op) op##_f64
 #endif
 
-/* Whether a < lo, then whether it is > hi: NaN stays NaN, since both comparisons are false. x86 has just that: max(b, a)
- * is b > a ? b : a. Arm's maximum treats zeros and NaN otherwise. */
-INLINE V N(clip)(V a, V lo, V hi) {
-#if defined(FNN_X86)
-    return (V)FNN_X86(min)(hi, FNN_X86(max)(lo, a));
+/* a where the mask is set, b where it is not. */
+INLINE V N(select)(N(sbits) mask, V a, V b) {
+#if defined(FNN_LEVEL_AVX2)
+    return (V)FNN_X86(blendv)(b, a, (V)mask);
 #else
-    a = SEL(a < lo, lo, a);
+    return (V)((mask & (N(sbits))a) | (~mask & (N(sbits))b));
+#endif
+}
+INLINE V N(select_number)(V a, V b) {
+    return SEL(a != a, a, b);
+}
+INLINE V N(abs)(V a) {
+    return (V)((N(bits))a & ((N(bits)){0} + (~(BITS)0 >> 1)));
+}
+/* -1, 0 or 1; NaN stays NaN. */
+INLINE V N(sign)(V a) {
+    return SEL(a > K(0), K(1), SEL(a < K(0), K(-1), a * K(0)));
+}
+/* Zero in place of less than `least`. With subnormal numbers some processors compute a hundred times more slowly. */
+INLINE V N(flush)(V a, REAL least) {
+    return (V)(~(N(bits))(ABS(a) < K(least)) & (N(bits))a);
+}
+
+/* lo where a < lo: NaN stays NaN, since the comparison is false. x86 has just that: max(lo, a) is lo > a ? lo : a. Arm's
+ * maximum treats zeros and NaN otherwise. */
+INLINE V N(at_least)(V a, V lo) {
+#if defined(FNN_X86)
+    return (V)FNN_X86(max)(lo, a);
+#else
+    return SEL(a < lo, lo, a);
+#endif
+}
+INLINE V N(at_most)(V a, V hi) {
+#if defined(FNN_X86)
+    return (V)FNN_X86(min)(hi, a);
+#else
     return SEL(a > hi, hi, a);
 #endif
 }
@@ -175,4 +188,29 @@ INLINE void N(store_n)(REAL *p, V x, ptrdiff_t n) {
         N(store)(p, x);
     else
         N(store_part)(p, x, n);
+}
+
+/* sum[l] += x[l] in float64 */
+INLINE void N(add_lanes)(double *sum, V x) {
+#if !IS_FLOAT
+    N(store)(sum, N(load)(sum) + x);
+#elif defined(FNN_LEVEL_AVX2) || defined(FNN_LEVEL_AVX512)
+    __m128 part[VECTOR_BYTES / 16];
+    memcpy(part, &x, sizeof x);
+#pragma GCC unroll 4
+    for (int i = 0; i < VECTOR_BYTES / 16; i++)
+        _mm256_storeu_pd(sum + 4 * i, _mm256_add_pd(_mm256_loadu_pd(sum + 4 * i), _mm256_cvtps_pd(part[i])));
+#else
+    for (ptrdiff_t l = 0; l < LANES; l++) sum[l] += (double)x[l];
+#endif
+}
+/* sum[l] in REAL */
+INLINE V N(lanes_of)(const double *sum) {
+#if !IS_FLOAT
+    return N(load)(sum);
+#else
+    V x;
+    for (ptrdiff_t l = 0; l < LANES; l++) x[l] = (REAL)sum[l];
+    return x;
+#endif
 }

@@ -110,7 +110,7 @@ static void N(small_store)(const fnn_small *net, void *parameters, void *slot_a,
 INLINE void N(small_product)(N(tile_job) job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
     if (n_rows <= MR && n_cols <= NR) { /* no copy, no tiles to count */
         job.repeat = 1;
-        N(tiles)[flags][n_rows - 1][n_cols / LANES - 1](&job);
+        N(tiles)[flags | N(PLAIN)][n_rows - 1][n_cols / LANES - 1](&job);
         return;
     }
     for (ptrdiff_t j = 0; j < n_cols; j += NR) {
@@ -121,22 +121,28 @@ INLINE void N(small_product)(N(tile_job) job, ptrdiff_t n_rows, ptrdiff_t n_cols
     }
 }
 
+/* The fan_in values of n samples, where they lie x_bytes apart at x, into the first layer's input. */
+INLINE void N(small_rows)(const fnn_small_layer *layer, ptrdiff_t n, const char *x, ptrdiff_t x_bytes,
+                          const int64_t *samples) {
+    static const REAL unit[2 * VECTOR_BYTES / sizeof(REAL)] = {[VECTOR_BYTES / sizeof(REAL)] = 1};
+    const ptrdiff_t part = layer->fan_in % LANES, whole = layer->fan_in - part, ld = layer->ld_input;
+    const N(bits) one = (N(bits))N(load)(unit + LANES - part); /* the column of ones, where it follows in the same vector */
+    REAL *to = layer->input;
+    for (ptrdiff_t r = 0; r < n; r++, to += ld) {
+        const REAL *from = (const REAL *)(const void *)(x + samples[r] * x_bytes);
+        for (ptrdiff_t j = 0; j < whole; j += LANES) N(store)(to + j, N(load)(from + j));
+        if (part) N(store)(to + whole, (V)((N(bits))N(load_part)(from + whole, part) | one));
+    }
+}
+
 /* One step on n rows (at most net->n_rows): their losses, then, with an optimizer, gradients and update.
- * rows: n pointers to fan_in values, or NULL where layers[0].input holds them already. */
-static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *const *rows, const fnn_loss *loss,
+ * x: the values of sample i are at x + i * x_bytes; NULL, where layers[0].input holds them already. */
+static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *x, ptrdiff_t x_bytes, const fnn_loss *loss,
                           const int64_t *samples, int optimizer, const double *scalars, double l2, double *row_loss,
                           void *scratch) {
     const fnn_small_layer *layers = net->layers, *last = layers + net->n_layers - 1, *layer;
     REAL *parameters = net->parameters, *gradient = net->gradient;
-    if (rows) {
-        REAL *to = layers->input;
-        const ptrdiff_t n_cols = layers->fan_in;
-        for (ptrdiff_t r = 0; r < n; r++, to += layers->ld_input) {
-            for (ptrdiff_t j = 0; j < n_cols; j += LANES)
-                N(store)(to + j, N(load_n)((const REAL *)rows[r] + j, n_cols - j));
-            to[n_cols] = 1;
-        }
-    }
+    if (x) N(small_rows)(layers, n, x, x_bytes, samples);
     for (layer = layers; layer <= last; layer++) {
         const int hidden = layer < last;
         N(small_product)(N(rows_job)(layer->fan_in + 1, (const REAL *const *)layer->input_rows, 0,
@@ -152,7 +158,9 @@ static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *const *
                               layer->user_whole);
         } else if (layer->activation != FNN_ACTIVATION_identity || y != layer->z)
             N(activate)(layer->activation, n, layer->ld, layer->z, ld, y, ld);
-        for (ptrdiff_t r = 0; r < n; r++) y[r * ld + layer->fan_out] = 1;
+        /* the column of ones, where the last vector of outputs holds it */
+        if (layer->fan_out < layer->ld || layer->activation == FNN_USER)
+            for (ptrdiff_t r = 0; r < n; r++) y[r * ld + layer->fan_out] = 1;
     }
     N(loss)(loss, n, last->z, last->ld, samples, last->delta, last->ld, row_loss, scratch);
     if (optimizer < 0) return;

@@ -27,7 +27,8 @@
 #endif
 #define BLOCK_COLS (BLOCK_PANELS * NR)
 
-enum N(tile_flags) { N(TAIL) = 1, N(COLS) = 2 };
+/* PLAIN: whole vectors, nothing accumulated, no bias. Tiles of small networks are as short as what asks for these. */
+enum N(tile_flags) { N(TAIL) = 1, N(COLS) = 2, N(PLAIN) = 4 };
 
 typedef struct {
     ptrdiff_t n;           /* reduction length, at most FNN_BLOCK */
@@ -46,7 +47,7 @@ typedef struct {
 } N(tile_job);
 
 INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const int flags) {
-    const int tail = flags & N(TAIL), cols = flags & N(COLS);
+    const int tail = flags & N(TAIL), cols = flags & N(COLS), plain = flags & N(PLAIN);
     const ptrdiff_t n = job->n, lda = job->lda, ldb = job->ldb, ldc = job->ldc, last = job->last, a0 = job->a0;
     const REAL *const *a = job->a, *columns = job->columns;
     REAL *c = job->c;
@@ -89,8 +90,8 @@ INLINE void N(tile)(const N(tile_job) *job, const int mr, const int nv, const in
                 const int part = tail && v == nv - 1;
                 REAL *to = c + i * ldc + v * LANES;
                 V sum = acc[i][v];
-                if (job->accumulate) sum = (part ? N(load_part)(to, last) : N(load)(to)) + sum;
-                if (job->bias) {
+                if (!plain && job->accumulate) sum = (part ? N(load_part)(to, last) : N(load)(to)) + sum;
+                if (!plain && job->bias) {
                     const REAL *bias = job->bias + v * LANES;
                     sum = sum + (part ? N(load_part)(bias, last) : N(load)(bias));
                 }
@@ -129,7 +130,7 @@ typedef void (*N(tile_function))(const N(tile_job) *);
     static __attribute__((noinline)) void N(tile_##mr##_##nv##_##flags)(const N(tile_job) *job) {                      \
         N(tile)(job, mr, nv, flags);                                                                                   \
     }
-#define TILES_OF(mr, nv) TILE(mr, nv, 0) TILE(mr, nv, 1) TILE(mr, nv, 2) TILE(mr, nv, 3)
+#define TILES_OF(mr, nv) TILE(mr, nv, 0) TILE(mr, nv, 1) TILE(mr, nv, 2) TILE(mr, nv, 3) TILE(mr, nv, 4) TILE(mr, nv, 6)
 #if NV == 4
 #define TILES(mr) TILES_OF(mr, 1) TILES_OF(mr, 2) TILES_OF(mr, 3) TILES_OF(mr, 4)
 #define TILE_ROW(mr, flags)                                                                                            \
@@ -152,11 +153,9 @@ typedef void (*N(tile_function))(const N(tile_job) *);
 #endif
 EACH_MR(TILES)
 #define TILE_ENTRY(mr, flags) TILE_ROW(mr, flags),
-static const N(tile_function) N(tiles)[4][MR][NV] = {{EACH_MR(TILE_ENTRY, 0)},
-                                                     {EACH_MR(TILE_ENTRY, 1)},
-                                                     {EACH_MR(TILE_ENTRY, 2)},
-                                                     {EACH_MR(TILE_ENTRY, 3)}};
-
+static const N(tile_function) N(tiles)[7][MR][NV] = {
+    {EACH_MR(TILE_ENTRY, 0)}, {EACH_MR(TILE_ENTRY, 1)}, {EACH_MR(TILE_ENTRY, 2)},      {EACH_MR(TILE_ENTRY, 3)},
+    {EACH_MR(TILE_ENTRY, 4)}, {{0}},                    {EACH_MR(TILE_ENTRY, 6)}};
 
 /* One to three rows against unpacked weights: wider tiles, so that enough chains are in flight. */
 TILE(1, 8, 0)
@@ -231,7 +230,7 @@ INLINE ptrdiff_t N(n_tiles)(ptrdiff_t n_rows) {
 /* All n_rows rows of a product by n_cols <= NR columns. */
 static void N(run_tiles)(N(tile_job) *job, ptrdiff_t n_rows, ptrdiff_t n_cols, int flags) {
     job->last = n_cols % LANES;
-    flags |= job->last ? N(TAIL) : 0;
+    flags |= job->last ? N(TAIL) : job->accumulate || job->bias ? 0 : N(PLAIN);
     if (n_rows <= MR) { /* without the divisions */
         job->repeat = 1;
         N(tiles)[flags][n_rows - 1][N(vectors)(n_cols) - 1](job);

@@ -14,6 +14,7 @@
 #undef SEL
 #undef ABS
 #undef SIGN
+#undef AT_LEAST
 #undef CLIP
 #undef SEL_NUMBER
 #undef K

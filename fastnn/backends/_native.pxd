@@ -109,8 +109,8 @@ cdef extern from "fastnn.h" nogil:
                                    fnn_small *) noexcept nogil
         void (*small_load)(const fnn_small *, const void *, const void *, const void *) noexcept nogil
         void (*small_store)(const fnn_small *, void *, void *, void *) noexcept nogil
-        void (*small_step)(const fnn_small *, Py_ssize_t, const void *const *, const fnn_loss *, const int64_t *, int,
-                           const double *, double, double *, void *) noexcept nogil
+        void (*small_step)(const fnn_small *, Py_ssize_t, const void *, Py_ssize_t, const fnn_loss *, const int64_t *,
+                           int, const double *, double, double *, void *) noexcept nogil
         double (*sum_of_squares)(Py_ssize_t, const void *) noexcept nogil
         void (*add_scaled)(Py_ssize_t, double, const void *, void *) noexcept nogil
         int (*all_finite)(Py_ssize_t, const void *) noexcept nogil

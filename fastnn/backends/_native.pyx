@@ -34,6 +34,8 @@ cdef enum:
     # Networks no wider than this, on batches no longer, are trained in padded memory (csrc/small.tmpl.h): it stays in L1.
     SMALL_WIDTH = 64
     SMALL_ROWS = 64
+    # More than this has no room in a first-level cache.
+    L1_BYTES = 32768
     # A reading of the clock, or a copy of the state, takes as long as a tenth of their smallest epochs: one for so many
     # epochs of at most SMALL_ROWS rows.
     SMALL_EPOCHS_TOGETHER = 16
@@ -951,6 +953,25 @@ cdef inline double batch_weight(const Run *run, const int64_t *order, Py_ssize_t
     return total
 
 
+cdef inline void add_losses(const fnn_loss *loss, const int64_t *samples, const double *row_loss, Py_ssize_t n_rows,
+                            double *epoch_loss, double *batch_loss) noexcept nogil:
+    """Add the rows' losses to both sums, one after the other; a row of no weight may have any loss."""
+    cdef Py_ssize_t r
+    cdef double epoch = epoch_loss[0], batch = batch_loss[0], weight
+    cdef const double *weights = loss.sample_weight
+    for r in range(n_rows):
+        if weights == NULL:
+            epoch += row_loss[r]
+            batch += row_loss[r]
+            continue
+        weight = weights[samples[r]]
+        if weight != 0:
+            epoch += weight * row_loss[r]
+            batch += weight * row_loss[r]
+    epoch_loss[0] = epoch
+    batch_loss[0] = batch
+
+
 cdef void train_steps(Run *run, Progress *p, Py_ssize_t n_steps, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
     """The next n_steps steps, or fewer to the end. Threads meet at barriers; every branch is taken by all or none."""
     cdef Py_ssize_t _
@@ -1003,7 +1024,7 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
     cdef const int64_t *order = run.orders + p.epoch * run.n_samples if run.orders != NULL else NULL
     cdef const double *scalars = run.scalars + p.step * run.n_scalars if update else NULL
     cdef Py_ssize_t chunk = p.start, stop = least(p.start + run.batch_size, run.n_samples), n, r, r0, r1, at, later
-    cdef double total_weight = batch_weight(run, order, p.start, stop), batch_loss = 0, weight
+    cdef double total_weight = batch_weight(run, order, p.start, stop), batch_loss = 0
     cdef double l2 = run.step_l2[p.step] if run.step_l2 != NULL else run.l2
     cdef bint check = run.check and p.epoch == 0
     cdef fnn_loss loss = run.loss
@@ -1040,11 +1061,7 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
             p.ended = True
             return
         # every thread sums the losses, row after row through the epoch: all see the same number
-        for r in range(n):
-            weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
-            if weight != 0:
-                p.epoch_loss += weight * w.row_loss[r]
-                batch_loss += weight * w.row_loss[r]
+        add_losses(&loss, w.samples, w.row_loss, n, &p.epoch_loss, &batch_loss)
         if not isfinite(p.epoch_loss):
             if t == 0:
                 run.status = DIVERGED
@@ -1244,14 +1261,19 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
     """
     cdef const Network *net = run.net
     cdef Workspace *w = run.w
-    cdef const void **rows = w.layers[0].rows
+    cdef const fnn_array *x = &run.source.x
+    cdef const void *in_place = NULL
+    cdef bint fetch = run.orders != NULL and run.n_samples * x.row_stride_bytes > L1_BYTES
     cdef Py_ssize_t state_bytes = (1 + run.n_slots) * small.n_padded * net.item_bytes
     cdef Py_ssize_t epoch = 0, kept_epoch = 0, kept_step = 0, start, stop, n, r, batch, step = 0
     cdef Py_ssize_t together = SMALL_EPOCHS_TOGETHER if run.n_samples <= SMALL_ROWS else 1
     cdef const int64_t *order
-    cdef double epoch_loss, epoch_weight, batch_loss, weight, l2, began = fnn_seconds()
+    cdef const int64_t *samples
+    cdef double epoch_loss, epoch_weight, batch_loss, l2, began = fnn_seconds()
     cdef fnn_loss loss = run.loss
     cdef bint moves
+    if not run.source.gather:
+        in_place = x.data
     while epoch < run.n_epochs:
         if epoch == 0 or epoch - kept_epoch == together:
             share_seconds(run, epoch - kept_epoch, &began)
@@ -1264,33 +1286,32 @@ cdef void train_small(Run *run, fnn_small *small) noexcept nogil:
         while start < run.n_samples and not run.quit:
             stop = least(start + run.batch_size, run.n_samples)
             n = stop - start
-            for r in range(n):
-                w.samples[r] = order[start + r] if order != NULL else start + r
+            if order != NULL:
+                samples = order + start
+            else:
+                for r in range(n):
+                    w.samples[r] = start + r
+                samples = w.samples
             loss.total_weight = batch_weight(run, order, start, stop)
             moves = loss.total_weight > 0
             epoch_weight += loss.total_weight
             if not moves:
                 loss.total_weight = 1
-            if run.check and epoch == 0 and fnn_first_bad_row(&run.source.x, w.samples, 0, n, net.dtype) < n:
+            if run.check and epoch == 0 and fnn_first_bad_row(x, samples, 0, n, net.dtype) < n:
                 run.status = BAD_ROWS
                 break
             if run.source.gather:
-                fnn_gather(&run.source.x, w.samples, 0, n, net.dtype, small.layers[0].input, small.layers[0].ld_input)
-            else:
-                for r in range(n):
-                    rows[r] = run.source.x.data + w.samples[r] * run.source.x.row_stride_bytes
+                fnn_gather(x, samples, 0, n, net.dtype, small.layers[0].input, small.layers[0].ld_input)
+            if fetch:
+                fnn_prefetch_rows(x, samples + n, least(run.batch_size, run.n_samples - stop))
             if run.step_record != NULL:
                 net.k.small_store(small, run.parameters, NULL, NULL)
                 run.step_record[2 * step + 1] = squared_weights(w, net)
             l2 = run.step_l2[step] if run.step_l2 != NULL else run.l2
-            net.k.small_step(small, n, NULL if run.source.gather else rows, &loss, w.samples, run.optimizer if moves else -1,
-                             run.scalars + step * run.n_scalars, l2, w.row_loss, w.scratch)
+            net.k.small_step(small, n, in_place, x.row_stride_bytes, &loss, samples,
+                             run.optimizer if moves else -1, run.scalars + step * run.n_scalars, l2, w.row_loss, w.scratch)
             batch_loss = 0
-            for r in range(n):
-                weight = loss.sample_weight[w.samples[r]] if loss.sample_weight != NULL else 1
-                if weight != 0:
-                    epoch_loss += weight * w.row_loss[r]
-                    batch_loss += weight * w.row_loss[r]
+            add_losses(&loss, samples, w.row_loss, n, &epoch_loss, &batch_loss)
             if not isfinite(epoch_loss):
                 run.status = DIVERGED
                 break

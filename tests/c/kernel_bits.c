@@ -370,7 +370,6 @@ static void small(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     void *state[3] = {filled(n_parameters, -1, 1), 0, 0};
     for (int s = 0; s < n_slots; s++) state[1 + s] = filled(n_parameters, 0.1, 1);
     void *x = filled(n * fan_in, -2, 2), *t = filled(n * fan_out, -1, 1), *scratch = get_scratch(fan_out, 0);
-    const void **rows = rows_of(x, n, fan_in);
     int64_t *samples = get((size_t)n * sizeof *samples);
     double *row_loss = get((size_t)n * sizeof *row_loss);
     for (ptrdiff_t r = 0; r < n; r++) samples[r] = n - 1 - r;
@@ -382,14 +381,15 @@ static void small(const fnn_kernels *k, ptrdiff_t n, ptrdiff_t fan_in, ptrdiff_t
     k->small_load(&net, state[0], state[1], state[2]);
     uint64_t h = START;
     for (int step = 0; step < 2; step++) {
-        k->small_step(&net, n, rows, &loss, samples, optimizer, scalars, 0.01 * step, row_loss, scratch);
+        const double l2 = 0.01 * step;
+        k->small_step(&net, n, x, (ptrdiff_t)SIZE(fan_in), &loss, samples, optimizer, scalars, l2, row_loss, scratch);
         h = hashed_doubles(h, row_loss, n);
     }
     k->small_store(&net, state[0], state[1], state[2]);
     for (int s = 0; s <= n_slots; s++) h = hashed_reals(h, state[s], n_parameters);
     say("small_step", fnn_optimizer_name(optimizer), n, fan_in, width, h);
     for (int s = 0; s <= n_slots; s++) free(state[s]);
-    free_rows(rows, n), free(memory), free(x), free(t), free(scratch), free(samples), free(row_loss);
+    free(memory), free(x), free(t), free(scratch), free(samples), free(row_loss);
 }
 
 static const fnn_kernels *find(const char *name) {

@@ -61,7 +61,7 @@ SIGNATURES = {
     "small_load": (None, pointer, pointer, pointer, pointer),
     "small_store": (None, pointer, pointer, pointer, pointer),
     "small_step": (
-        *(None, pointer, size, pointer, pointer, pointer),
+        *(None, pointer, size, pointer, size, pointer, pointer),
         *(integer, pointer, double, pointer, pointer),
     ),
     "sum_of_squares": (double, size, pointer),
@@ -639,7 +639,7 @@ class Kernels:
         state = [self.array(slot) for slot in slots]
         flat = [address(p), *(address(slot) for slot in state), None, None][:3]
         self.slots["small_load"](ctypes.addressof(net), *flat)
-        pointers, _rows = self.rows(X)
+        x = self.array(X)
         t = self.array(targets)
         samples = self.memory.put(np.arange(n))
         job = Loss(
@@ -653,13 +653,13 @@ class Kernels:
         row_loss = self.memory.put(np.full((n_steps, n), np.nan))
         if given:
             first = net.layers[0]
-            for r, row in enumerate(_rows):
+            for r, row in enumerate(x):
                 at = first.input + r * first.ld_input * self.dtype.itemsize
                 ctypes.memmove(at, row.ctypes.data, row.nbytes)
         scratch = self.scratch(sizes[-1])
         for step in range(n_steps):
             self.slots["small_step"](
-                *(ctypes.addressof(net), n, None if given else address(pointers)),
+                *(ctypes.addressof(net), n, None if given else address(x), x.strides[0]),
                 *(ctypes.addressof(job), address(samples)),
                 *(OPTIMIZERS.index(optimizer) if optimizer else -1, address(h), l2),
                 *(row_loss.ctypes.data + step * 8 * n, scratch),
