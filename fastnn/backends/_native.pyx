@@ -21,12 +21,21 @@ import numpy as np
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDED, PyBUF_STRIDED_RO, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
-from libc.math cimport isfinite, sqrt
+from libc.math cimport INFINITY, isfinite, sqrt
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 cdef enum:
+    # Between two barriers: rows (forward, loss, backward), then tiles of the gradients and their updates.
+    ROWS_PHASE
+    TILES_PHASE
+    N_PHASES
+
+cdef enum:
     MAX_BUFFERS = 16
+    LINE_DOUBLES = FNN_ALIGN_BYTES // 8
+    # Steps after which threads share out the work anew.
+    STEPS_PER_SHARE = 64
     # Units of the gradient from one request for rows to the next.
     UNITS_BETWEEN_FETCHES = 16
     # Rows that pass through all layers together: their activations stay in the second-level cache.
@@ -74,6 +83,8 @@ cdef double TURN_SECONDS = 4e-3, LOOK_SECONDS = 1e-3, FIRST_LOOK = 4e-3
 cdef double LONGEST_WAIT = 2, LONGEST_WAIT_IN_PART = 0.25
 cdef double LOOKS_APART = 50   # times a look's own length, at least
 cdef double FASTER = 0.97, SLOWER = 1.15
+# Threads share out the work anew where one took so many times as long as another.
+cdef double UNEVEN = 1.04
 
 # Zeros are skipped where at most this share of a block's inputs (or deltas) is other than zero: skipping has costs of its
 # own. 1: wherever it can be; < 0: never.
@@ -91,7 +102,7 @@ def isa():
 def set_work_per_thread(double multiply_adds):
     """Set how much work another thread must have to be started; returns the old value. For tests: bits never depend on it.
 
-    With 0, training changes its number of threads after every step or two.
+    With 0, training changes its number of threads after every step or two, and who does how much.
     """
     global WORK_PER_THREAD
     old = WORK_PER_THREAD
@@ -417,6 +428,8 @@ cdef struct Workspace:
     Py_ssize_t batch_ld
     int64_t *samples               # row numbers in X of the chunk
     double *row_loss
+    double *bounds[N_PHASES]       # of each phase's work; see Shares
+    double *seconds                # of each thread and phase, a cache line for each thread
     void *memory
 
 
@@ -435,6 +448,7 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     cdef bint dry = base == NULL
     cdef Layer scratch_layer
     cdef bint packs = False
+    cdef int phase
     for l in range(net.n_layers):
         packs = packs or (pack and plan[l].packed_elems > 0)
     w.layers = <Layer *>take(&at, net.n_layers * sizeof(Layer))
@@ -442,6 +456,9 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     w.scratch = take(&at, w.scratch_bytes * n_threads)
     w.samples = <int64_t *>take(&at, rows * sizeof(int64_t))
     w.row_loss = <double *>take(&at, rows * sizeof(double))
+    for phase in range(N_PHASES):
+        w.bounds[phase] = <double *>take(&at, (3 * n_threads + 1) * sizeof(double))
+    w.seconds = <double *>take(&at, n_threads * FNN_ALIGN_BYTES)
     w.batch_ld = fnn_row_stride(net.n_inputs, item)
     w.batch = take(&at, rows * w.batch_ld * item) if source.gather else NULL
     w.rows = rows
@@ -716,6 +733,17 @@ cdef struct Progress:
     Py_ssize_t epoch, start, batch, step   # start: the batch's first row in the epoch
     double epoch_loss, epoch_weight, began
     bint ended
+    # of the thread itself: its shortest time in each phase since the work was shared out for the last time
+    double seconds[N_PHASES]
+    int shared
+
+
+# Who does what: of n threads, t does [bounds[2 n + t], bounds[2 n + t + 1]) of a phase's work, counted from 0 to 1. The first
+# thread sets the bounds between the two barriers of a step, where no other reads them, by the seconds that all have left in
+# the workspace: some rows hold more zeros than others, and some cores are slower.
+cdef struct Shares:
+    int n_threads, n_steps         # of the times that are being taken
+    int shared                     # how often the work has been shared out
 
 
 # What comes next: steps by the first threads, all others sleeping. No threads: the end.
@@ -769,6 +797,7 @@ cdef struct Run:
     double clip_factor
     double next_look
     Py_ssize_t chunks_to_look, chunks_between_looks
+    Shares shares
     Pace pace
     Turn turns[2]                  # this one and the next, in turn
     Progress progress              # at the end of the last turn
@@ -838,25 +867,25 @@ cdef void copy_state(Run *run, bint restore) noexcept nogil:
             memcpy(run.snapshot + (s + 1) * n_bytes, run.slots[s], n_bytes)
 
 
-cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const double *scalars, double l2, int t,
-                    int n_threads, const int64_t *later, Py_ssize_t n_later, void *scratch) noexcept nogil:
+cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const double *scalars, double l2,
+                    double begin_share, double end_share, const int64_t *later, Py_ssize_t n_later,
+                    void *scratch) noexcept nogil:
     """This thread's tiles of all layers: their gradients over the chunk, and the update where it is due.
 
-    In between, the n_later rows that this thread reads next are asked for, a few at a time: in shuffled order no
-    hardware prefetcher sees them coming.
+    They are those of [begin_share, end_share) of the work. In between, the n_later rows that this thread reads next are
+    asked for, a few at a time: in shuffled order no hardware prefetcher sees them coming.
     """
     cdef const Network *net = run.net
     cdef Py_ssize_t l, item = net.item_bytes, begin, end, stop, asked = 0, upto, before = 0, done = 0, cost, lo, hi
-    cdef double share = (<double>net.multiply_adds) / n_threads
     cdef Layer *layer
     cdef fnn_gradient job
-    lo = <Py_ssize_t>(share * t)
-    hi = net.multiply_adds if t == n_threads - 1 else <Py_ssize_t>(share * (t + 1))
+    lo = <Py_ssize_t>(begin_share * <double>net.multiply_adds)
+    hi = net.multiply_adds if end_share == 1 else <Py_ssize_t>(end_share * <double>net.multiply_adds)
     for l in range(net.n_layers):
         layer = &run.w.layers[l]
         cost = layer.fan_in * layer.fan_out
         begin = unit_at(lo - before, layer.units, cost)
-        end = layer.units if t == n_threads - 1 else unit_at(hi - before, layer.units, cost)
+        end = layer.units if end_share == 1 else unit_at(hi - before, layer.units, cost)
         before += cost
         if begin >= end:
             continue
@@ -895,6 +924,10 @@ cdef void gradients(Run *run, Py_ssize_t n_rows, bint first, bint update, const 
                 fnn_prefetch_rows(&run.source.x, later + asked, upto - asked)
                 asked = upto
             begin = stop
+
+
+cdef inline Py_ssize_t row_at(double share, Py_ssize_t n_rows) noexcept nogil:
+    return <Py_ssize_t>(share * <double>n_rows + 0.5)
 
 
 cdef inline Py_ssize_t unit_at(Py_ssize_t work, Py_ssize_t units, Py_ssize_t cost) noexcept nogil:
@@ -1012,6 +1045,55 @@ cdef void end_epoch(Run *run, const Progress *p) noexcept nogil:
         run.epochs_done = p.epoch + 1
 
 
+cdef void share_evenly(Run *run, int n_threads) noexcept nogil:
+    """For all numbers of threads that may be in use."""
+    cdef int phase, t
+    run.shares.n_threads = n_threads
+    run.shares.shared = 1
+    while n_threads > 0:
+        for phase in range(N_PHASES):
+            for t in range(n_threads + 1):
+                run.w.bounds[phase][2 * n_threads + t] = <double>t / n_threads
+        n_threads //= 2
+
+
+cdef void share_out(Run *run, int n_threads) noexcept nogil:
+    """Every STEPS_PER_SHARE steps, by the first thread: half the way to where all would have taken the same time."""
+    cdef Shares *shares = &run.shares
+    cdef double *bounds
+    cdef const double *seconds = run.w.seconds
+    cdef double speeds, share, before, at, shortest, longest
+    cdef int phase, t
+    if WORK_PER_THREAD == 0:  # tests
+        for phase in range(N_PHASES):
+            for t in range(1, n_threads):
+                run.w.bounds[phase][2 * n_threads + t] = (<double>t / n_threads) ** (0.5 + (shares.shared + phase) % 5)
+    elif shares.n_threads == n_threads:
+        shares.n_steps += 1
+        if shares.n_steps < STEPS_PER_SHARE:
+            return
+        for phase in range(N_PHASES):
+            bounds = run.w.bounds[phase] + 2 * n_threads
+            speeds = longest = 0
+            shortest = INFINITY
+            for t in range(n_threads):
+                shortest = min(shortest, seconds[LINE_DOUBLES * t + phase])
+                longest = max(longest, seconds[LINE_DOUBLES * t + phase])
+                speeds += (bounds[t + 1] - bounds[t]) / seconds[LINE_DOUBLES * t + phase]
+            # as it should be; or a coarse clock; or no time yet
+            if longest < UNEVEN * shortest or shortest <= 0 or longest == INFINITY:
+                continue
+            before = at = 0
+            for t in range(n_threads - 1):
+                share = bounds[t + 1] - before
+                before = bounds[t + 1]
+                at += 0.5 * (share + share / seconds[LINE_DOUBLES * t + phase] / speeds)
+                bounds[t + 1] = at
+    shares.n_threads = n_threads
+    shares.n_steps = 0
+    shares.shared += 1
+
+
 cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *barrier) noexcept nogil:
     """One step: its rows' forward and backward passes chunk by chunk, and the update. Sets p.ended where it is the last."""
     cdef const Network *net = run.net
@@ -1028,6 +1110,16 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
     cdef double l2 = run.step_l2[p.step] if run.step_l2 != NULL else run.l2
     cdef bint check = run.check and p.epoch == 0
     cdef fnn_loss loss = run.loss
+    cdef double begin_share[N_PHASES]
+    cdef double end_share[N_PHASES]
+    cdef double began = 0
+    cdef int phase
+    for phase in range(N_PHASES):
+        begin_share[phase] = w.bounds[phase][2 * n_threads + t]
+        end_share[phase] = w.bounds[phase][2 * n_threads + t + 1]
+        if p.shared != run.shares.shared:
+            p.seconds[phase] = INFINITY
+    p.shared = run.shares.shared
     epoch_key.epoch = run.key.epoch + <uint64_t>p.epoch
     fetch = order != NULL and not run.source.csr
     moves = total_weight > 0
@@ -1039,8 +1131,9 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
         n = least(w.rows, stop - chunk)
         done = chunk + n == stop
         # rows: forward, loss, backward
-        r0 = n * t // n_threads
-        r1 = n * (t + 1) // n_threads
+        r0 = row_at(begin_share[ROWS_PHASE], n)
+        r1 = row_at(end_share[ROWS_PHASE], n)
+        began = fnn_seconds() if n_threads > 1 else 0
         for r in range(r0, r1):
             w.samples[r] = order[chunk + r] if order != NULL else chunk + r
         if r1 > r0:
@@ -1053,7 +1146,14 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
                     backward(w, net, r0, r1, key != NULL, scratch)
             else:
                 fnn_flag_set(&run.bad)
+        if n_threads > 1:
+            if n == w.rows:
+                p.seconds[ROWS_PHASE] = min(p.seconds[ROWS_PHASE], fnn_seconds() - began)
+            for phase in range(N_PHASES):
+                w.seconds[LINE_DOUBLES * t + phase] = p.seconds[phase]
         fnn_barrier_wait(barrier)
+        if t == 0 and n_threads > 1:
+            share_out(run, n_threads)
         if check and fnn_flag_get(&run.bad):
             if t == 0:
                 run.status = BAD_ROWS
@@ -1075,10 +1175,13 @@ cdef void train_step(Run *run, Progress *p, int t, int n_threads, fnn_barrier *b
         # tiles: gradient, update
         if not run.loss_only and moves:
             later = least(w.rows, (least(stop + run.batch_size, run.n_samples) if done else stop) - (chunk + n))
-            r0 = later * t // n_threads
-            r1 = later * (t + 1) // n_threads
-            gradients(run, n, chunk == p.start, done and update and not clip, scalars, l2, t, n_threads,
-                      order + chunk + n + r0, r1 - r0 if fetch else 0, scratch)
+            r0 = row_at(begin_share[ROWS_PHASE], later)
+            r1 = row_at(end_share[ROWS_PHASE], later)
+            began = fnn_seconds() if n_threads > 1 else 0
+            gradients(run, n, chunk == p.start, done and update and not clip, scalars, l2, begin_share[TILES_PHASE],
+                      end_share[TILES_PHASE], order + chunk + n + r0, r1 - r0 if fetch else 0, scratch)
+            if n_threads > 1 and n == w.rows:
+                p.seconds[TILES_PHASE] = min(p.seconds[TILES_PHASE], fnn_seconds() - began)
         if t == 0:
             look_around(run)
             if done and not clip:
@@ -1171,6 +1274,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
         turn.n_steps = 2 if n_threads > 1 else run.n_epochs * run.n_samples
         run.turns[0] = turn
         pace_begin(&run.pace, n_threads)
+        share_evenly(run, n_threads)
     while True:
         fnn_barrier_wait(barrier)
         turn = run.turns[which]
@@ -1180,6 +1284,7 @@ cdef void train_task(void *context, int t, int n_threads, fnn_barrier *barrier) 
         if t < turn.n_threads:
             if t >= n_before:
                 progress = run.progress
+                progress.shared = 0  # the times in there are another thread's
             if turn.n_steps > 1:
                 # not timed: what it needs lies in the caches of those who did the last turn
                 train_steps(run, &progress, 1, t, turn.n_threads, first)
