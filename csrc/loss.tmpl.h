@@ -7,7 +7,7 @@
 INLINE void N(turn)(const REAL *x, ptrdiff_t ldx, ptrdiff_t m, ptrdiff_t n, REAL *turned) {
     const REAL *rows[VECTOR_BYTES / sizeof(REAL)];
 #pragma GCC unroll 16
-    for (ptrdiff_t l = 0; l < LANES; l++) rows[l] = x + (m == LANES || l < m ? l : 0) * ldx;
+    for (ptrdiff_t l = 0; l < LANES; l++) rows[l] = x + (l < m ? l : 0) * ldx;
     for (ptrdiff_t j = 0; j < n; j++) {
         V column; /* in a register: a vector read after single writes would wait for them */
 #pragma GCC unroll 16
@@ -224,7 +224,7 @@ static void N(loss)(const fnn_loss *job, ptrdiff_t n_rows, const void *z_, ptrdi
         REAL scale[VECTOR_BYTES / sizeof(REAL)];
         double sum[VECTOR_BYTES / sizeof(REAL)] = {0};
 #pragma GCC unroll 16
-        for (ptrdiff_t l = 0; l < LANES; l++) index[l] = samples[r + (m == LANES || l < m ? l : 0)];
+        for (ptrdiff_t l = 0; l < LANES; l++) index[l] = samples[r + (l < m ? l : 0)];
         N(store)(scale, share);
         for (ptrdiff_t l = 0; job->sample_weight && l < LANES; l++)
             scale[l] = (REAL)(job->sample_weight[index[l]] / job->total_weight);

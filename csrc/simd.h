@@ -1,8 +1,9 @@
 /* Vectors of REAL for the instruction set and dtype being compiled. Included once per (isa_*.c, dtype) by
  * kernels.tmpl.h, which defines REAL, IS_FLOAT and N(name); isa_*.c defines FNN_LEVEL_x and VECTOR_BYTES.
  *
- * Everything is written on GNU vector types; intrinsics stand only where C has no operator: fused multiply-add, square
- * root, partial loads and stores. The instruction sets with FMA therefore compute the same bits, lane by lane. */
+ * Everything is written on GNU vector types; intrinsics stand only where C has no operator, or compilers do not find the
+ * one instruction: fused multiply-add, square root, blend, bounds, partial loads and stores, float64 sums. The instruction
+ * sets with FMA therefore compute the same bits, lane by lane. */
 
 #define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(REAL)))
 #if IS_FLOAT

@@ -82,8 +82,9 @@ class History:
 
     def amend(self, **values: float) -> None:
         """Set columns of the last epoch."""
+        last = self._joined()[:, -1]
         for name, value in values.items():
-            self._joined()[self.COLUMNS.index(name), -1] = value
+            last[self.COLUMNS.index(name)] = value
 
     def last(self) -> dict[str, float]:
         """The columns of the last epoch by name, without those that were not measured (NaN)."""
