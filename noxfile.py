@@ -90,7 +90,7 @@ def compilers(session: nox.Session) -> None:
 @nox.session
 def sanitize(session: nox.Session) -> None:
     """Kernel, backend and property tests under AddressSanitizer and UBSan (gcc, Linux)."""
-    session.install("setuptools>=77", "Cython>=3.1", "wheel")
+    session.install("setuptools>=77", "Cython>=3.1", "numpy>=2.0", "wheel")
     env = {"FASTNN_SANITIZE": "address,undefined"}
     session.install("--no-build-isolation", "--force-reinstall", "--no-deps", ".", env=env)
     session.install(".[test]", "--no-build-isolation", env=env)

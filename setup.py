@@ -20,6 +20,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext as setuptools_build_ext
 
@@ -117,8 +118,11 @@ native = Extension(
     sources=["fastnn/backends/_native.pyx", *files("csrc", "*.c")],
     # Templates and tables are included by the .c files: a change there must rebuild, too.
     depends=files("csrc", "*.h", "*.def") + files("fastnn/backends", "*.pxd", "*.pxi"),
-    include_dirs=["csrc"],
-    define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [],
+    include_dirs=["csrc", numpy.get_include()],
+    define_macros=[
+        ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+        *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else []),
+    ],
     py_limited_api=STABLE_ABI,
     extra_compile_args=compile_args(),
     extra_link_args=link_args(),

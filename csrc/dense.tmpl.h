@@ -133,6 +133,12 @@ static void N(dense_forward)(const void *const *rows_, ptrdiff_t n_rows, ptrdiff
     const REAL *const *rows = (const REAL *const *)rows_;
     const REAL *w = weights, *bias = bias_;
     REAL *z = z_;
+    if (n_rows == 1 && fan_out <= NR && fan_in <= FNN_BLOCK) { /* most layers of small networks: nothing to choose */
+        N(tile_job) job = N(rows_job)(fan_in, rows, 0, w, fan_out, z, ldz, 0, bias);
+        job.last = fan_out % LANES;
+        N(tiles)[job.last ? N(TAIL) : 0][0][N(vectors)(fan_out) - 1](&job);
+        return;
+    }
     N(scratch) s = N(split_scratch)(scratch);
     if (n_rows == 0) return;
     if (2 * fan_out <= LANES && n_rows >= LANES) {

@@ -187,3 +187,21 @@ cdef extern from "fastnn.h" nogil:
     void fnn_flag_set(int32_t *)
     Py_ssize_t fnn_take(Py_ssize_t *, Py_ssize_t)
     double fnn_seconds()
+
+
+# What NumPy lends to compiled code, as far as it is used here: by itself a tenth of `cimport numpy`, which checks
+# the sizes of a dozen types when it is imported.
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject:
+        pass
+    enum: NPY_FLOAT32, NPY_FLOAT64
+    int _import_array() except -1
+    bint PyArray_CheckExact(object) noexcept
+    int PyArray_TYPE(const PyArrayObject *) noexcept
+    int PyArray_NDIM(const PyArrayObject *) noexcept
+    Py_ssize_t *PyArray_DIMS(PyArrayObject *) noexcept
+    Py_ssize_t *PyArray_STRIDES(PyArrayObject *) noexcept
+    char *PyArray_BYTES(PyArrayObject *) noexcept
+    bint PyArray_ISNOTSWAPPED(const PyArrayObject *) noexcept
+    bint PyArray_ISCARRAY(const PyArrayObject *) noexcept
+    object PyArray_SimpleNew(int, Py_ssize_t *, int)

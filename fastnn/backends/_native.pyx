@@ -357,6 +357,7 @@ cdef class NativePlan:
     cdef Network net
     cdef Layer *layers
     cdef object compiled           # keeps the users' functions alive
+    cdef Py_ssize_t widest_ld, scratch_bytes   # of its layers; what its forward pass needs without skipping in batches
 
     def __cinit__(self, layer_sizes, int is_float32, activations, dropout):
         # activations: one per layer, the last being the output link: a table index, or an object whose `addresses` are
@@ -396,9 +397,11 @@ cdef class NativePlan:
             layer.units = self.net.k.gradient_units(layer.fan_in, layer.fan_out)
             layer.packed_elems = self.net.k.packed_elems(layer.fan_in, layer.fan_out)
             self.net.multiply_adds += layer.fan_in * layer.fan_out
+            self.widest_ld = max(self.widest_ld, layer.ld)
             if layer.dropout > 0:
                 self.net.has_dropout = True
         self.net.n_parameters = at
+        self.scratch_bytes = <Py_ssize_t>fnn_scratch_bytes(self.net.n_outputs, False, False)
 
     def __dealloc__(self):
         free(self.layers)
@@ -433,9 +436,15 @@ cdef struct Workspace:
     void *memory
 
 
-cdef char *take(char **at, Py_ssize_t n_bytes) noexcept nogil:
+cdef inline char *aligned(void *at) noexcept nogil:
+    """The next address that is a multiple of FNN_ALIGN_BYTES."""
+    return <char *>((<size_t>at + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
+
+
+cdef inline char *take(char **at, Py_ssize_t n_bytes) noexcept nogil:
+    """n_bytes from an address that is aligned, and so is what is left."""
     cdef char *p = at[0]
-    at[0] = p + (n_bytes + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES
+    at[0] = aligned(p + n_bytes)
     return p
 
 
@@ -514,7 +523,7 @@ cdef int try_workspace(Workspace *w, const Network *net, const Layer *plan, Py_s
     if w.memory == NULL:
         return -1
     lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack,
-            <char *>((<size_t>w.memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES))
+            aligned(w.memory))
     for l in range(net.n_layers):
         if w.layers[l].activation == FNN_USER and w.layers[l].user_whole:
             clear(&w.layers[l], rows * w.layers[l].ld * net.item_bytes)
@@ -619,6 +628,19 @@ cdef bint column_finite(const char *z, Py_ssize_t n, Py_ssize_t ld, int dtype) n
     return worst == 0
 
 
+cdef inline void apply_activation(const Network *net, const Layer *layer, Py_ssize_t n, char *z, char *y, Py_ssize_t ld,
+                                  void *scratch) noexcept nogil:
+    """y = f(z) of n rows, ld elements apart; y may be z."""
+    if layer.activation == FNN_ACTIVATION_softmax:
+        net.k.softmax(n, layer.fan_out, z, ld, y, ld, scratch)
+    elif layer.activation == FNN_USER:
+        if z != y:
+            memcpy(y, z, n * ld * net.item_bytes)
+        fnn_user_activate(layer.user_value, net.dtype, n, layer.fan_out, y, ld, layer.user_whole)
+    elif layer.activation != FNN_ACTIVATION_identity or z != y:
+        net.k.activate(layer.activation, n, layer.fan_out, z, ld, y, ld)
+
+
 cdef bint forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1, const DropoutKey *key, bint link,
                   const fnn_array *unchecked, void *scratch) noexcept nogil:
     """Layers' outputs of rows [r0, r1). Without `link` the last layer stops at its logits (the loss takes those).
@@ -650,14 +672,7 @@ cdef bint forward(Workspace *w, const Network *net, Py_ssize_t r0, Py_ssize_t r1
             return False
         if l == net.n_layers - 1 and not link:
             return True
-        if layer.activation == FNN_ACTIVATION_softmax:
-            net.k.softmax(n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld, scratch)
-        elif layer.activation == FNN_USER:
-            if layer.z != layer.y:
-                memcpy(layer.y + at, layer.z + at, n * layer.ld * net.item_bytes)
-            fnn_user_activate(layer.user_value, net.dtype, n, layer.fan_out, layer.y + at, layer.ld, layer.user_whole)
-        elif layer.activation != FNN_ACTIVATION_identity or layer.z != layer.y:
-            net.k.activate(layer.activation, n, layer.fan_out, layer.z + at, layer.ld, layer.y + at, layer.ld)
+        apply_activation(net, layer, n, layer.z + at, layer.y + at, layer.ld, scratch)
         if key != NULL and layer.dropout > 0:
             net.k.dropout_factors(key.seed, key.stream, key.epoch, <uint32_t>l, layer.dropout, n, w.samples + r0,
                                   layer.fan_out, layer.factor + at, layer.ld)
@@ -1331,7 +1346,7 @@ cdef Py_ssize_t small_init(Run *run, fnn_small *small) except -1:
     if run.small_memory == NULL:
         raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace")
     net.k.small_layout(net.n_layers, sizes, activations, run.batch_size, run.n_slots,
-                       <void *>((<size_t>run.small_memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES),
+                       aligned(run.small_memory),
                        small)
     for l in range(net.n_layers):
         small.layers[l].user_value = run.w.layers[l].user_value
@@ -1938,7 +1953,7 @@ def perceptron_fit(X, targets, weights, bias, double learning_rate, Py_ssize_t m
     memory = malloc(n_bytes + 2 * n_threads * sizeof(Py_ssize_t) + FNN_ALIGN_BYTES)
     if memory == NULL:
         raise MemoryError(f"cannot allocate workspace for {x.n_rows} rows")
-    job.memory = <char *>((<size_t>memory + FNN_ALIGN_BYTES - 1) // FNN_ALIGN_BYTES * FNN_ALIGN_BYTES)
+    job.memory = aligned(memory)
     job.order = <int64_t *>(job.memory + job.memory_bytes * n_threads) if shuffle else NULL
     job.mistakes = <Py_ssize_t *>(job.memory + n_bytes)
     may_spin = n_threads <= _cpu_count()
@@ -1953,11 +1968,17 @@ include "_online.pxi"
 
 # --- one call from Python to the kernels ------------------------------------------------------------------------------------------
 
-cdef object EMPTY = np.empty
+_import_array()
 
 cdef enum:
     # Multiply-adds under which a prediction takes about a microsecond, and keeps the GIL.
     SHORT_WORK = 20000
+    # What a prediction needs in memory, and at most takes from the stack: a row of all but very wide networks.
+    STACK_BYTES = 65536
+
+
+cdef inline bint apart(const char *a, Py_ssize_t a_bytes, const char *b, Py_ssize_t b_bytes) noexcept nogil:
+    return a + a_bytes <= b or b + b_bytes <= a
 
 
 @cython.final
@@ -1965,84 +1986,131 @@ cdef class Predictor:
     """`MLP.predict` for the common case, with nothing between the call and the kernels.
 
     Rows that can be read in place, few enough for one thread, are predicted here; everything else (lists, other dtypes,
-    large batches, `out`, bad input and its error message) goes to `fallback(X, out)`.
+    large batches, bad input and its error message) goes to `fallback(X, out)`.
     """
 
     cdef NativePlan plan
     cdef Buffers buffers
     cdef char *parameters
-    cdef object dtype, fallback
-    cdef int kind
+    cdef object fallback
+    cdef int type_number, kind
 
     def __init__(self, NativePlan plan, parameters, fallback):
+        cdef bint is_float32 = plan.net.dtype == FNN_F32
         self.plan = plan
-        self.kind = FNN_KIND_F32 if plan.net.dtype == FNN_F32 else FNN_KIND_F64
-        self.dtype = parameters.dtype
+        self.kind = FNN_KIND_F32 if is_float32 else FNN_KIND_F64
+        self.type_number = NPY_FLOAT32 if is_float32 else NPY_FLOAT64
         self.fallback = fallback
         self.buffers = Buffers()
         self.parameters = self.buffers.flat(parameters, self.kind, plan.net.n_parameters, False, "parameters")
 
-    def __call__(self, X, out=None):
-        cdef Py_buffer view
-        cdef Py_buffer result
+    cdef bint takes(self, object X, fnn_array *x) noexcept:
+        """Whether X is an array of rows that are read in place, and few; then what it holds."""
+        cdef PyArrayObject *array = <PyArrayObject *>X
+        cdef int ndim
+        if not PyArray_CheckExact(X) or PyArray_TYPE(array) != self.type_number or not PyArray_ISNOTSWAPPED(array):
+            return False
+        ndim = PyArray_NDIM(array)
+        if ndim != 1 and ndim != 2:
+            return False
+        x.kind = self.kind
+        x.data = PyArray_BYTES(array)
+        x.n_rows = PyArray_DIMS(array)[0] if ndim == 2 else 1
+        x.n_cols = PyArray_DIMS(array)[ndim - 1]
+        x.row_stride_bytes = PyArray_STRIDES(array)[0] if ndim == 2 else 0
+        x.col_stride_bytes = PyArray_STRIDES(array)[ndim - 1]
+        return (x.n_cols == self.plan.net.n_inputs and x.n_rows > 0
+                and <double>x.n_rows * <double>self.plan.net.multiply_adds < 2 * WORK_PER_THREAD
+                and fnn_in_place(x, self.plan.net.dtype))
+
+    cdef bint fits(self, object out, const fnn_array *x, int ndim) noexcept:
+        """Whether `out` is an array as `fastnn.validation.check_out` asks for; where in doubt, that may say."""
+        cdef PyArrayObject *array = <PyArrayObject *>out
+        cdef const Network *net = &self.plan.net
+        cdef Py_ssize_t n_bytes = x.n_rows * net.n_outputs * net.item_bytes
+        return (PyArray_CheckExact(out) and PyArray_TYPE(array) == self.type_number and PyArray_ISCARRAY(array)
+                and PyArray_NDIM(array) == ndim and PyArray_DIMS(array)[ndim - 1] == net.n_outputs
+                and (ndim == 1 or PyArray_DIMS(array)[0] == x.n_rows)
+                and x.row_stride_bytes >= 0
+                and apart(PyArray_BYTES(array), n_bytes, x.data,
+                          (x.n_rows - 1) * x.row_stride_bytes + x.n_cols * net.item_bytes)
+                and apart(PyArray_BYTES(array), n_bytes, self.parameters, net.n_parameters * net.item_bytes))
+
+    # A plain method: one that knows its names passes its arguments through a tuple of its own.
+    @cython.binding(False)
+    def predict(self, X, out=None):
         cdef fnn_array x
-        cdef double work
-        cdef int status = 1
-        if out is None and type(X) is np_ndarray:
-            try:
-                PyObject_GetBuffer(X, &view, PyBUF_STRIDED_RO | PyBUF_FORMAT)
-            except Exception:
-                return self.fallback(X, out)
-            try:
-                if (view.ndim == 1 or view.ndim == 2) and kind_of(&view) == self.kind:
-                    describe(&view, &x)
-                    work = <double>x.n_rows * <double>self.plan.net.multiply_adds
-                    if (x.n_cols == self.plan.net.n_inputs and work < 2 * WORK_PER_THREAD and x.n_rows > 0
-                            and fnn_in_place(&x, self.plan.net.dtype)):
-                        if view.ndim == 1:
-                            out = EMPTY(self.plan.net.n_outputs, self.dtype)
-                        else:
-                            out = EMPTY((x.n_rows, self.plan.net.n_outputs), self.dtype)
-                        PyObject_GetBuffer(out, &result, PyBUF_STRIDED)
-                        if work < SHORT_WORK:
-                            status = self.run(&x, <char *>result.buf)
-                        else:
-                            with nogil:
-                                status = self.run(&x, <char *>result.buf)
-                        PyBuffer_Release(&result)
-            finally:
-                PyBuffer_Release(&view)
-            if status == 0:
-                return out
-        return self.fallback(X, out if status == 1 else None)
+        cdef Py_ssize_t shape[2]
+        cdef object result = out
+        cdef int ndim
+        cdef bint done
+        cdef char *to
+        if not self.takes(X, &x):
+            return self.fallback(X, out)
+        ndim = PyArray_NDIM(<PyArrayObject *>X)
+        if out is None:
+            shape[0] = x.n_rows
+            shape[ndim - 1] = self.plan.net.n_outputs
+            result = PyArray_SimpleNew(ndim, shape, self.type_number)
+        # a result of our own may be thrown away half written, `out` belongs to the caller
+        elif not self.fits(out, &x, ndim) or fnn_first_bad_row(&x, NULL, 0, x.n_rows, self.plan.net.dtype) < x.n_rows:
+            return self.fallback(X, out)
+        to = PyArray_BYTES(<PyArrayObject *>result)
+        if <double>x.n_rows * <double>self.plan.net.multiply_adds < SHORT_WORK:
+            done = self.run(&x, to)
+        else:
+            with nogil:
+                done = self.run(&x, to)
+        return result if done else self.fallback(X, out)
 
-    cdef int run(self, const fnn_array *x, char *out) noexcept nogil:
-        """0 where done; 2 where a value is not finite or memory is short, which the fallback reports."""
-        cdef Workspace w
-        cdef Source source
-        cdef Network *net = &self.plan.net
-        cdef Layer *last
-        cdef Py_ssize_t begin = 0, n, r, row_bytes = net.n_outputs * net.item_bytes
-        cdef Py_ssize_t rows = least(PREDICT_ROWS, x.n_rows)
-        memset(&source, 0, sizeof(Source))
-        source.x = x[0]
-        if try_workspace(&w, net, self.plan.layers, rows, 1, False, False, &source, False) != 0:
-            return 2
-        set_parameters(&w, net, self.parameters)
-        last = &w.layers[net.n_layers - 1]
-        while begin < x.n_rows:
-            n = least(rows, x.n_rows - begin)
+    cdef bint run(self, const fnn_array *x, char *out) noexcept nogil:
+        """False where a value is not finite or memory is short, which the fallback reports."""
+        cdef const Network *net = &self.plan.net
+        cdef Layer *layer
+        cdef char stack[STACK_BYTES]
+        cdef char *memory = stack
+        cdef char *at
+        cdef char *between[2]      # outputs of the last layer but one, and but two
+        cdef char *scratch
+        cdef char *y
+        cdef const void **rows
+        cdef Py_ssize_t most = least(PREDICT_ROWS, x.n_rows), item = net.item_bytes, begin = 0, n, r, l, ld
+        cdef Py_ssize_t between_bytes = most * self.plan.widest_ld * item
+        cdef Py_ssize_t n_bytes = (self.plan.scratch_bytes + most * sizeof(void *) + 2 * between_bytes
+                                   + 4 * FNN_ALIGN_BYTES)
+        cdef bint finite = True
+        if n_bytes > STACK_BYTES:
+            memory = <char *>malloc(n_bytes)
+            if memory == NULL:
+                return False
+        at = aligned(memory)
+        scratch = take(&at, self.plan.scratch_bytes)
+        rows = <const void **>take(&at, most * sizeof(void *))
+        between[0] = take(&at, between_bytes)
+        between[1] = take(&at, between_bytes)
+        while begin < x.n_rows and finite:
+            n = least(most, x.n_rows - begin)
             for r in range(n):
-                w.samples[r] = begin + r
-            point_rows(&w, net, &source, 0, n)
-            if not forward(&w, net, 0, n, NULL, True, x, w.scratch):
-                free(w.memory)
-                return 2
-            for r in range(n):
-                memcpy(out + (begin + r) * row_bytes, last.y + r * last.ld * net.item_bytes, row_bytes)
+                rows[r] = x.data + (begin + r) * x.row_stride_bytes
+            for l in range(net.n_layers):
+                layer = &self.plan.layers[l]
+                y = between[l & 1]
+                ld = layer.ld
+                if l == net.n_layers - 1:
+                    y = out + begin * layer.fan_out * item
+                    ld = layer.fan_out
+                elif layer.activation == FNN_USER and layer.user_whole:
+                    memset(y, 0, n * ld * item)
+                net.k.dense_forward(rows, n, layer.fan_in, self.parameters + layer.weight_at * item,
+                                    self.parameters + layer.bias_at * item, layer.fan_out, y, ld, MOST_DENSITY, scratch)
+                if (l == 0 and not column_finite(y, n, ld, net.dtype)
+                        and fnn_first_bad_row(x, NULL, begin, begin + n, net.dtype) < begin + n):
+                    finite = False
+                    break
+                apply_activation(net, layer, n, y, y, ld, scratch)
+                for r in range(n):
+                    rows[r] = y + r * ld * item
             begin += n
-        free(w.memory)
-        return 0
-
-
-cdef object np_ndarray = np.ndarray
+        if memory != stack:
+            free(memory)
+        return finite

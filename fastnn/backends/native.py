@@ -68,7 +68,7 @@ class NativeBackend(Backend):
         self, plan: Any, parameters: np.ndarray, fallback: Callable[[Any, Any], np.ndarray]
     ) -> Callable[[Any, Any], np.ndarray]:
         """A callable (X, out) with the shortest way to the kernels for rows that allow it."""
-        return _native.Predictor(_native_plan(plan), parameters, fallback)
+        return _native.Predictor(_native_plan(plan), parameters, fallback).predict
 
     def predict(
         self, plan: Any, parameters: np.ndarray, X: np.ndarray, out: np.ndarray, n_threads: int

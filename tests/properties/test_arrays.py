@@ -119,11 +119,18 @@ def test_rows(model, X):
     if expected is not None:
         with pytest.raises(expected, match="X "):
             model.predict(X)
+        out = np.full((*X.shape[:-1], 2), 7, dtype)
+        with pytest.raises(expected, match="X "):
+            model.predict(X, out=out)
+        assert (out == 7).all()
         return
     plain = np.array(np.asarray(X).astype(dtype), order="C")
     y = model.predict(X)
     assert y.shape == (*X.shape[:-1], 2)
     assert y.tobytes() == model.predict(plain).tobytes()
+    out = np.full_like(y, 7)
+    assert model.predict(X, out=out) is out
+    assert out.tobytes() == y.tobytes()
 
 
 @settings(max_examples=settings.default.max_examples // 5)
@@ -182,8 +189,12 @@ def test_no_value_that_is_not_finite_slips_through(sizes, dtype):
                 model.weights[0][j] = 0
                 before = model.parameters.copy()
                 for rows in (X, np.asfortranarray(X), X.astype("float64"), X[:, ::-1]):
+                    out = np.full((n, sizes[-1]), 7, dtype)
                     with pytest.raises(ValueError, match=rf"\b{i}\b"):
                         model.predict(rows)
+                    with pytest.raises(ValueError, match=rf"\b{i}\b"):
+                        model.predict(rows, out=out)
+                    assert (out == 7).all()
                     with pytest.raises(ValueError, match=rf"\b{i}\b"):
                         trainer.fit(rows, np.zeros((n, sizes[-1]), dtype), epochs=1)
                 assert np.array_equal(model.parameters, before)

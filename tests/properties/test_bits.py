@@ -352,23 +352,39 @@ def test_rows_of_narrow_layers_in_long_batches(n_outputs, dtype):  # R2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", ["same", "float64", "uint8", "Fortran"])
-def test_the_short_way_of_predict_is_the_long_way(kind, dtype):
+@pytest.mark.parametrize("kind", ["same", "float64", "uint8", "Fortran", "reversed"])
+@pytest.mark.parametrize(
+    ("sizes", "activation"),
+    [
+        ([20, 11, 3], "gelu"),
+        ([20, 3], "tanh"),
+        ([300, 16, 16, 1], "tanh"),
+        ([20, 40, 4000, 7, 5], "relu"),  # more than a prediction takes from the stack
+        ([20, 9, 30, 2], fastnn.Activation("test_bits_cube", lambda z: z * z * z)),
+    ],
+    ids=str,
+)
+def test_the_short_way_of_predict_is_the_long_way(sizes, activation, kind, dtype):
     """`predict` reads plain rows itself and hands the rest on: both are one computation."""
     generator = np.random.default_rng(1)
-    X = generator.integers(0, 9, (129, 20))
+    X = generator.integers(0, 9, (129, sizes[0])) / 8
     X = {
         "same": X.astype(dtype),
         "float64": X.astype(np.float64),
-        "uint8": X.astype(np.uint8),
+        "uint8": (X * 8).astype(np.uint8),
         "Fortran": np.asfortranarray(X.astype(dtype)),
+        "reversed": X.astype(dtype)[::-1],
     }[kind]
-    model = MLP([20, 11, 3], activation="gelu", output="softmax", dtype=dtype, seed=0)
-    long = model.predict(X, out=np.empty((129, 3), dtype))
-    before = _native.set_work_per_thread(1e6)
+    output = "softmax" if sizes[-1] > 1 else "sigmoid"
+    model = MLP(sizes, activation=activation, output=output, dtype=dtype, seed=0)
+    before = _native.set_work_per_thread(0)
     try:
-        assert bits(long) == bits(model.predict(X))
-        assert bits(long[5]) == bits(model.predict(X[5]))
+        long = [model.predict(X), model.predict(X[5]), model.predict(X[7:10])]
+        _native.set_work_per_thread(1e12)
+        for give in (False, True):
+            for rows, expected in zip((X, X[5], X[7:10]), long, strict=True):
+                out = np.full_like(expected, np.nan) if give else None
+                assert bits(model.predict(rows, out=out)) == bits(expected)
     finally:
         _native.set_work_per_thread(before)
 

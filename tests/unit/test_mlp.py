@@ -224,18 +224,34 @@ def test_wrong_out_changes_nothing(make):
     square = make((2, 2))
     frozen = np.zeros((6, 2), np.float32)
     frozen.flags.writeable = False
+    misaligned = np.zeros(49, np.uint8)[1:].view(np.float32).reshape(6, 2)
     data = np.ones((6, 2), np.float32)
-    for network, rows, out, kind in (
-        (model, X, np.zeros((6, 3), np.float32), ValueError),
-        (model, X, np.zeros(12, np.float32), ValueError),
-        (model, X, np.zeros((6, 2)), ValueError),
-        (model, X, np.zeros((2, 6), np.float32).T, ValueError),
-        (model, X, frozen, ValueError),
-        (model, X, [[0.0] * 2] * 6, TypeError),
-        (square, data, data, ValueError),
-        (square, data[:2], square.weights[0], ValueError),
-        (square, data[0], square.biases[0], ValueError),
-    ):
+    wrong = [
+        (network, rows, out, ValueError)
+        for network, rows, out in (
+            (square, data, data),
+            (square, data[1:4], data[3:]),
+            (square, data[3:], data[1:4]),
+            (square, data[::-1], data),
+            (square, data[:2], square.weights[0]),
+            (square, data[0], square.biases[0]),
+        )
+    ]
+    for x in (X, X.astype(np.float32)):
+        wrong += [
+            (model, x, np.zeros((6, 3), np.float32), ValueError),
+            (model, x, np.zeros((5, 2), np.float32), ValueError),
+            (model, x, np.zeros(12, np.float32), ValueError),
+            (model, x[0], np.zeros((1, 2), np.float32), ValueError),
+            (model, x[:1], np.zeros(2, np.float32), ValueError),
+            (model, x, np.zeros((6, 2)), ValueError),
+            (model, x, np.zeros((6, 2), ">f4"), ValueError),
+            (model, x, np.zeros((2, 6), np.float32).T, ValueError),
+            (model, x, misaligned, ValueError),
+            (model, x, frozen, ValueError),
+            (model, x, [[0.0] * 2] * 6, TypeError),
+        ]
+    for network, rows, out, kind in wrong:
         before = np.array(out)
         with pytest.raises(kind, match="out"):
             network.predict(rows, out=out)
