@@ -242,8 +242,8 @@ static void N(bias_gradient)(const fnn_gradient *job, ptrdiff_t j0, ptrdiff_t j1
     static void N(name)(const fnn_gradient *job, ptrdiff_t n_rows, ptrdiff_t n_cols, const REAL *g, ptrdiff_t ldg,     \
                         REAL *w, ptrdiff_t ldw, REAL *copy, ptrdiff_t ldcopy, REAL *a, REAL *b, ptrdiff_t lds) {       \
         (void)n_cols;                                                                                                  \
-        N(update_rows)(job->optimizer, job->scalars, K(job->l2), K(1), n_rows, width, g, ldg, w, ldw, copy, ldcopy, a, \
-                       b, lds);                                                                                        \
+        N(update_rows)(job->optimizer, job->scalars, K(job->l2), 0, K(1), n_rows, width, g, ldg, w, ldw, copy, ldcopy, \
+                       a, b, lds);                                                                                     \
     }
 UPDATE_PANEL(update_whole_panel, NR)
 UPDATE_PANEL(update_panel, n_cols)

@@ -128,11 +128,14 @@ typedef struct {
 typedef struct {
     ptrdiff_t fan_in, fan_out;
     ptrdiff_t ld_input; /* elements from row to row of the inputs, which end in a column of ones */
-    ptrdiff_t ld;       /* ... and of the weights, of the deltas, of the last layer's z */
-    ptrdiff_t at;       /* offset of (fan_in + 1, ld) weights and bias in parameters, slots and gradient */
+    ptrdiff_t ld;       /* ... and of the deltas, of the last layer's z */
+    ptrdiff_t at;       /* where weights and bias begin in parameters, slots and gradient */
+    int sideways;       /* they lie on their side, (fan_out, ld_input), and else (fan_in + 1, ld) */
     int activation;
     void *input, *z, *delta; /* z: the next layer's input where that is computed in place */
-    void *turned;            /* (fan_out, fan_in): the weights on their side */
+    void *turned;            /* the other of the two, for the product that needs it: backward, without the bias */
+    const void *forward_weights, *backward_weights; /* (fan_in + 1, ld), (fan_out, ld_backward) */
+    ptrdiff_t ld_backward;
     const void **input_rows, **delta_rows, **weight_rows;
     fnn_user_value user_value; /* where activation is FNN_USER: set after small_layout */
     fnn_user_derivative user_derivative;
@@ -142,6 +145,7 @@ typedef struct {
     ptrdiff_t n_layers, n_rows, n_padded;
     void *parameters, *slots[2]; /* one after the other: n_padded values each */
     void *gradient;
+    void *decayed; /* 1 for each weight, 0 for each bias */
     fnn_small_layer layers[FNN_SMALL_LAYERS];
 } fnn_small;
 

@@ -48,7 +48,8 @@ INLINE void N(splat_scalars)(int optimizer, const double *scalars, V *h) {
         for (ptrdiff_t r = 0; r < n_rows; r++) {                                                                       \
             ptrdiff_t i = 0;                                                                                           \
             for (; i + LANES <= n_cols; i += LANES)                                                                    \
-                N(update_##name)(h, penalty, factor, N(load)(gradient + i), weights + i, copy ? copy + i : 0,          \
+                N(update_##name)(h, decayed ? penalty * N(load)(decayed + i) : penalty, factor,                        \
+                                 N(load)(gradient + i), weights + i, copy ? copy + i : 0,                              \
                                  n_slots > 0 ? slot_a + i : 0, n_slots > 1 ? slot_b + i : 0, LANES);                   \
             if (i < n_cols)                                                                                            \
                 N(update_##name)(h, penalty, factor, N(load_part)(gradient + i, n_cols - i), weights + i,              \
@@ -60,9 +61,9 @@ INLINE void N(splat_scalars)(int optimizer, const double *scalars, V *h) {
             if (n_slots > 1) slot_b += lds;                                                                            \
         }                                                                                                              \
         break;
-INLINE void N(update_rows)(int optimizer, const double *scalars, V penalty, V factor, ptrdiff_t n_rows,
-                           ptrdiff_t n_cols, const REAL *gradient, ptrdiff_t ldg, REAL *weights, ptrdiff_t ldw,
-                           REAL *copy, ptrdiff_t ldcopy, REAL *slot_a, REAL *slot_b, ptrdiff_t lds) {
+INLINE void N(update_rows)(int optimizer, const double *scalars, V penalty, const REAL *decayed, V factor,
+                           ptrdiff_t n_rows, ptrdiff_t n_cols, const REAL *gradient, ptrdiff_t ldg, REAL *weights,
+                           ptrdiff_t ldw, REAL *copy, ptrdiff_t ldcopy, REAL *slot_a, REAL *slot_b, ptrdiff_t lds) {
     V h[MOST_SCALARS];
     N(splat_scalars)(optimizer, scalars, h);
     switch (optimizer) {
@@ -74,8 +75,8 @@ INLINE void N(update_rows)(int optimizer, const double *scalars, V penalty, V fa
 static void N(update)(int optimizer, const double *scalars, double l2, double scale, ptrdiff_t n_rows,
                       ptrdiff_t n_cols, const void *gradient, ptrdiff_t ldg, void *weights, void *slot_a, void *slot_b,
                       ptrdiff_t ldw) {
-    N(update_rows)(optimizer, scalars, K(l2), K(scale), n_rows, n_cols, gradient, ldg, weights, ldw, 0, 0, slot_a, slot_b,
-                   ldw);
+    N(update_rows)(optimizer, scalars, K(l2), 0, K(scale), n_rows, n_cols, gradient, ldg, weights, ldw, 0, 0, slot_a,
+                   slot_b, ldw);
 }
 
 /* sum of x^2 in float64: eight chains over the indices modulo 8, added pairwise, whatever the vector width. */

@@ -3,7 +3,11 @@
  * Parameters, states and activations lie in memory of their own, padded to whole vectors, so that nothing has a tail:
  * the pads of weights, deltas and gradients are zero, and nothing real reads the others. A layer's bias is the last row
  * of its weights, its inputs end in a column of ones: a product of one more term, in the same chain (1 * b + sum is
- * sum + b). The elements are therefore those of dense.tmpl.h, bit for bit, as long as fan_in < FNN_BLOCK. */
+ * sum + b). The elements are therefore those of dense.tmpl.h, bit for bit, as long as fan_in < FNN_BLOCK.
+ *
+ * With few outputs most of a vector would be pads: such a layer's parameters lie on their side, one row per output, and
+ * lanes run along its inputs in the gradient, the update and the backward pass. (Not in the forward pass, where that is
+ * the reduction.) */
 
 INLINE ptrdiff_t N(padded)(ptrdiff_t n) {
     return (n + LANES - 1) / LANES * LANES;
@@ -30,7 +34,9 @@ static ptrdiff_t N(small_layout)(ptrdiff_t n_layers, const ptrdiff_t *sizes, con
         layer->ld_input = N(padded)(layer->fan_in + 1);
         layer->ld = N(padded)(layer->fan_out);
         layer->at = net->n_padded;
-        net->n_padded += (layer->fan_in + 1) * layer->ld;
+        const ptrdiff_t upright = (layer->fan_in + 1) * layer->ld, sideways = layer->fan_out * layer->ld_input;
+        layer->sideways = sideways + 4 * LANES <= upright; /* to turn and to clear takes as long as three vectors */
+        net->n_padded += layer->sideways ? sideways : upright;
     }
     /* together, parameters first: one copy saves or restores them */
     REAL *state = 0;
@@ -40,6 +46,9 @@ static ptrdiff_t N(small_layout)(ptrdiff_t n_layers, const ptrdiff_t *sizes, con
     REAL *gradient = 0;
     TAKE(REAL, gradient, net->n_padded);
     net->gradient = gradient;
+    REAL *decayed = 0;
+    TAKE(REAL, decayed, net->n_padded);
+    net->decayed = decayed;
     for (ptrdiff_t l = 0; l < n_layers; l++) {
         fnn_small_layer *layer = &net->layers[l];
         REAL *input = 0, *z = 0, *delta = 0, *turned = 0;
@@ -57,11 +66,21 @@ static ptrdiff_t N(small_layout)(ptrdiff_t n_layers, const ptrdiff_t *sizes, con
         TAKE(const void *, rows, n_rows);
         layer->delta_rows = rows;
         for (ptrdiff_t r = 0; base && r < n_rows; r++) rows[r] = delta + r * layer->ld;
-        TAKE(REAL, turned, layer->fan_out * N(padded)(layer->fan_in));
+        const int sideways = layer->sideways;
+        TAKE(REAL, turned, sideways ? (layer->fan_in + 1) * layer->ld : layer->fan_out * N(padded)(layer->fan_in));
         layer->turned = turned;
-        TAKE(const void *, rows, layer->fan_in);
+        layer->forward_weights = base && !sideways ? state + layer->at : turned;
+        layer->backward_weights = base && sideways ? state + layer->at : turned;
+        layer->ld_backward = sideways ? layer->ld_input : N(padded)(layer->fan_in);
+        const ptrdiff_t n_weight_rows = sideways ? layer->fan_out : layer->fan_in;
+        const ptrdiff_t ldw = sideways ? layer->ld_input : layer->ld;
+        const ptrdiff_t n_cols = sideways ? layer->fan_in : layer->fan_out;
+        TAKE(const void *, rows, n_weight_rows);
         layer->weight_rows = rows;
-        for (ptrdiff_t k = 0; base && k < layer->fan_in; k++) rows[k] = state + layer->at + k * layer->ld;
+        for (ptrdiff_t i = 0; base && i < n_weight_rows; i++) {
+            rows[i] = state + layer->at + i * ldw;
+            for (ptrdiff_t j = 0; j < n_cols; j++) decayed[layer->at + i * ldw + j] = 1;
+        }
         const int last = l == n_layers - 1;
         if (last || fnn_activation_needs_z(layer->activation))
             TAKE(REAL, z, n_rows * (last ? layer->ld : N(padded)(layer->fan_out + 1)));
@@ -72,13 +91,32 @@ static ptrdiff_t N(small_layout)(ptrdiff_t n_layers, const ptrdiff_t *sizes, con
     return at - base;
 }
 
-/* The weights of a layer on their side, (fan_out, fan_in): what its backward pass reads. */
+/* What the products read that do not read the parameters themselves. */
 INLINE void N(small_turn)(const fnn_small *net) {
-    for (ptrdiff_t l = 1; l < net->n_layers; l++) {
+    for (ptrdiff_t l = 0; l < net->n_layers; l++) {
         const fnn_small_layer *layer = &net->layers[l];
-        N(pack_transposed)((const REAL *const *)layer->weight_rows, layer->fan_in, 0, layer->fan_out, layer->turned,
-                           N(padded)(layer->fan_in));
+        const REAL *const *rows = (const REAL *const *)layer->weight_rows;
+        if (layer->sideways)
+            N(pack_transposed)(rows, layer->fan_out, 0, layer->fan_in + 1, layer->turned, layer->ld);
+        else if (l > 0)
+            N(pack_transposed)(rows, layer->fan_in, 0, layer->fan_out, layer->turned, N(padded)(layer->fan_in));
     }
+}
+
+/* The fan_out parameters of input k (the bias: k = fan_in) of a layer, as a model keeps them, into padded memory, or back. */
+INLINE void N(small_load_row)(const fnn_small_layer *layer, ptrdiff_t k, const REAL *from, REAL *to) {
+    if (layer->sideways)
+        for (ptrdiff_t j = 0; j < layer->fan_out; j++) to[j * layer->ld_input + k] = from[j];
+    else
+        for (ptrdiff_t j = 0; j < layer->fan_out; j += LANES)
+            N(store)(to + k * layer->ld + j, N(load_n)(from + j, layer->fan_out - j));
+}
+INLINE void N(small_store_row)(const fnn_small_layer *layer, ptrdiff_t k, const REAL *from, REAL *to) {
+    if (layer->sideways)
+        for (ptrdiff_t j = 0; j < layer->fan_out; j++) to[j] = from[j * layer->ld_input + k];
+    else
+        for (ptrdiff_t j = 0; j < layer->fan_out; j += LANES)
+            N(store_n)(to + j, N(load)(from + k * layer->ld + j), layer->fan_out - j);
 }
 
 /* Parameters and state slots (flat, as a model keeps them) into padded memory, or back. */
@@ -89,8 +127,7 @@ static void N(small_load)(const fnn_small *net, const void *parameters, const vo
         for (ptrdiff_t l = 0; to[s] && l < net->n_layers; l++) {
             const fnn_small_layer *layer = &net->layers[l];
             for (ptrdiff_t k = 0; k <= layer->fan_in; k++, from[s] += layer->fan_out)
-                for (ptrdiff_t j = 0; j < layer->fan_out; j += LANES)
-                    N(store)(to[s] + layer->at + k * layer->ld + j, N(load_n)(from[s] + j, layer->fan_out - j));
+                N(small_load_row)(layer, k, from[s], to[s] + layer->at);
         }
     N(small_turn)(net);
 }
@@ -101,8 +138,7 @@ static void N(small_store)(const fnn_small *net, void *parameters, void *slot_a,
         for (ptrdiff_t l = 0; to[s] && l < net->n_layers; l++) {
             const fnn_small_layer *layer = &net->layers[l];
             for (ptrdiff_t k = 0; k <= layer->fan_in; k++, to[s] += layer->fan_out)
-                for (ptrdiff_t j = 0; j < layer->fan_out; j += LANES)
-                    N(store_n)(to[s] + j, N(load)(from[s] + layer->at + k * layer->ld + j), layer->fan_out - j);
+                N(small_store_row)(layer, k, from[s] + layer->at, to[s]);
         }
 }
 
@@ -135,6 +171,17 @@ INLINE void N(small_rows)(const fnn_small_layer *layer, ptrdiff_t n, const char 
     }
 }
 
+/* Zeros behind the first `part` values of the vector at p and of those below it; part 0 is all of them. */
+INLINE void N(small_clear)(REAL *p, ptrdiff_t n_rows, ptrdiff_t ld, ptrdiff_t part) {
+    if (part)
+        for (ptrdiff_t r = 0; r < n_rows; r++, p += ld) N(store)(p, N(load_part)(p, part));
+}
+
+static void N(update_decayed)(const fnn_small *net, int optimizer, const double *scalars, double l2) {
+    N(update_rows)(optimizer, scalars, K(l2), net->decayed, K(1), 1, net->n_padded, net->gradient, 0, net->parameters, 0, 0,
+                   0, net->slots[0], net->slots[1], 0);
+}
+
 /* One step on n rows (at most net->n_rows): their losses, then, with an optimizer, gradients and update.
  * x: the values of sample i are at x + i * x_bytes; NULL, where layers[0].input holds them already. */
 static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *x, ptrdiff_t x_bytes, const fnn_loss *loss,
@@ -146,7 +193,7 @@ static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *x, ptrd
     for (layer = layers; layer <= last; layer++) {
         const int hidden = layer < last;
         N(small_product)(N(rows_job)(layer->fan_in + 1, (const REAL *const *)layer->input_rows, 0,
-                                     parameters + layer->at, layer->ld, layer->z,
+                                     layer->forward_weights, layer->ld, layer->z,
                                      hidden ? layer[1].ld_input : layer->ld, 0, 0),
                          n, layer->ld, 0);
         if (!hidden) break;
@@ -166,9 +213,11 @@ static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *x, ptrd
     if (optimizer < 0) return;
     for (layer = last; layer > layers; layer--) {
         const fnn_small_layer *below = layer - 1;
-        N(small_product)(N(rows_job)(layer->fan_out, (const REAL *const *)layer->delta_rows, 0, layer->turned, below->ld,
-                                     below->delta, below->ld, 0, 0),
+        N(small_product)(N(rows_job)(layer->fan_out, (const REAL *const *)layer->delta_rows, 0, layer->backward_weights,
+                                     layer->ld_backward, below->delta, below->ld, 0, 0),
                          n, below->ld, 0);
+        if (layer->sideways) /* the bias was among the weights */
+            N(small_clear)((REAL *)below->delta + below->ld - LANES, n, below->ld, layer->fan_in % LANES);
         if (below->activation == FNN_USER)
             fnn_user_activate_backward(below->user_derivative, IS_FLOAT ? FNN_F32 : FNN_F64, n, below->fan_out, below->z,
                                        layer->input, layer->ld_input, below->delta, below->ld, below->user_whole);
@@ -177,22 +226,18 @@ static void N(small_step)(const fnn_small *net, ptrdiff_t n, const void *x, ptrd
                                  below->ld);
     }
     for (layer = layers; layer <= last; layer++) {
-        N(small_product)(N(columns_job)(n, layer->input, layer->ld_input, layer->delta, layer->ld, gradient + layer->at,
-                                        layer->ld, 0),
-                         layer->fan_in + 1, layer->ld, N(COLS));
+        REAL *g = gradient + layer->at;
+        if (layer->sideways) {
+            N(small_product)(N(columns_job)(n, layer->delta, layer->ld, layer->input, layer->ld_input, g, layer->ld_input, 0),
+                             layer->fan_out, layer->ld_input, N(COLS));
+            N(small_clear)(g + layer->ld_input - LANES, layer->fan_out, layer->ld_input, (layer->fan_in + 1) % LANES);
+        } else
+            N(small_product)(N(columns_job)(n, layer->input, layer->ld_input, layer->delta, layer->ld, g, layer->ld, 0),
+                             layer->fan_in + 1, layer->ld, N(COLS));
     }
-    REAL *a = net->slots[0], *b = net->slots[1];
-    if (l2 == 0) {
-        N(update)(optimizer, scalars, 0, 1, 1, net->n_padded, gradient, 0, parameters, a, b, 0);
-    } else {
-        for (layer = layers; layer <= last; layer++) {
-            ptrdiff_t at = layer->at, n_weights = layer->fan_in * layer->ld;
-            for (int bias = 0; bias < 2; bias++) {
-                N(update)(optimizer, scalars, bias ? 0 : l2, 1, 1, bias ? layer->ld : n_weights, gradient + at, 0,
-                          parameters + at, a ? a + at : 0, b ? b + at : 0, 0);
-                at += n_weights;
-            }
-        }
-    }
+    if (l2 == 0)
+        N(update)(optimizer, scalars, 0, 1, 1, net->n_padded, gradient, 0, parameters, net->slots[0], net->slots[1], 0);
+    else
+        N(update_decayed)(net, optimizer, scalars, l2);
     N(small_turn)(net);
 }

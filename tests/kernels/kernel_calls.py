@@ -113,8 +113,9 @@ class SmallLayer(ctypes.Structure):
 
     _fields_ = (
         [(name, size) for name in ("fan_in", "fan_out", "ld_input", "ld", "at")]
-        + [("activation", integer)]
+        + [("sideways", integer), ("activation", integer)]
         + [(name, pointer) for name in ("input", "z", "delta", "turned")]
+        + [("forward_weights", pointer), ("backward_weights", pointer), ("ld_backward", size)]
         + [(name, pointer) for name in ("input_rows", "delta_rows", "weight_rows")]
         + [("user_value", pointer), ("user_derivative", pointer), ("user_whole", integer)]
     )
@@ -125,7 +126,8 @@ class Small(ctypes.Structure):
 
     _fields_ = (
         [(name, size) for name in ("n_layers", "n_rows", "n_padded")]
-        + [("parameters", pointer), ("slots", pointer * 2), ("gradient", pointer)]
+        + [("parameters", pointer), ("slots", pointer * 2)]
+        + [("gradient", pointer), ("decayed", pointer)]
         + [("layers", SmallLayer * 8)]
     )
 

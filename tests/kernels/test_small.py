@@ -9,7 +9,10 @@ from kernel_references import needs_z, same_bits
 
 from fastnn.backends import _native
 
-SHAPES = [(2, 2, 1), (1, 1), (4, 16, 16, 1), (3, 9, 8, 17, 5), (30, 64, 33, 2), (64, 7), (8, 8, 8)]
+SHAPES = [
+    *((2, 2, 1), (1, 1), (4, 16, 16, 1), (3, 9, 8, 17, 5), (30, 64, 33, 2), (64, 7), (8, 8, 8)),
+    *((30, 1), (64, 2, 40, 1), (15, 3, 31, 1, 6), (60, 12, 64, 9)),  # some lie on their side
+]
 
 
 def split(flat, sizes):
