@@ -304,5 +304,10 @@ void fnn_flag_set(int32_t *flag);
 ptrdiff_t fnn_take(ptrdiff_t *next, ptrdiff_t n);
 /* Seconds on a clock that never goes back. */
 double fnn_seconds(void);
+/* FNN_SPARE_BYTES of memory for a short call, or NULL, and their return. One block is kept for the next call: to ask the
+ * allocator takes as long as the layers of a small network, and stacks of threads may be smaller. */
+#define FNN_SPARE_BYTES 65536
+void *fnn_spare_take(void);
+void fnn_spare_give(void *block);
 
 #endif

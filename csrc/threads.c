@@ -210,6 +210,17 @@ void fnn_flag_set(int32_t *flag) {
     __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
 }
 
+static void *spare;
+
+void *fnn_spare_take(void) {
+    void *block = __atomic_exchange_n(&spare, 0, __ATOMIC_ACQUIRE);
+    return block ? block : malloc(FNN_SPARE_BYTES);
+}
+
+void fnn_spare_give(void *block) {
+    free(__atomic_exchange_n(&spare, block, __ATOMIC_ACQ_REL));
+}
+
 double fnn_seconds(void) {
 #if defined(_WIN32)
     LARGE_INTEGER now, frequency;

@@ -186,6 +186,9 @@ cdef extern from "fastnn.h" nogil:
     int fnn_flag_get(const int32_t *)
     void fnn_flag_set(int32_t *)
     Py_ssize_t fnn_take(Py_ssize_t *, Py_ssize_t)
+    enum: FNN_SPARE_BYTES
+    void *fnn_spare_take()
+    void fnn_spare_give(void *)
     double fnn_seconds()
 
 

@@ -1973,8 +1973,6 @@ _import_array()
 cdef enum:
     # Multiply-adds under which a prediction takes about a microsecond, and keeps the GIL.
     SHORT_WORK = 20000
-    # What a prediction needs in memory, and at most takes from the stack: a row of all but very wide networks.
-    STACK_BYTES = 65536
 
 
 cdef inline bint apart(const char *a, Py_ssize_t a_bytes, const char *b, Py_ssize_t b_bytes) noexcept nogil:
@@ -2067,8 +2065,6 @@ cdef class Predictor:
         """False where a value is not finite or memory is short, which the fallback reports."""
         cdef const Network *net = &self.plan.net
         cdef Layer *layer
-        cdef char stack[STACK_BYTES]
-        cdef char *memory = stack
         cdef char *at
         cdef char *between[2]      # outputs of the last layer but one, and but two
         cdef char *scratch
@@ -2078,11 +2074,10 @@ cdef class Predictor:
         cdef Py_ssize_t between_bytes = most * self.plan.widest_ld * item
         cdef Py_ssize_t n_bytes = (self.plan.scratch_bytes + most * sizeof(void *) + 2 * between_bytes
                                    + 4 * FNN_ALIGN_BYTES)
+        cdef void *memory = fnn_spare_take() if n_bytes <= FNN_SPARE_BYTES else malloc(n_bytes)
         cdef bint finite = True
-        if n_bytes > STACK_BYTES:
-            memory = <char *>malloc(n_bytes)
-            if memory == NULL:
-                return False
+        if memory == NULL:
+            return False
         at = aligned(memory)
         scratch = take(&at, self.plan.scratch_bytes)
         rows = <const void **>take(&at, most * sizeof(void *))
@@ -2111,6 +2106,8 @@ cdef class Predictor:
                 for r in range(n):
                     rows[r] = y + r * ld * item
             begin += n
-        if memory != stack:
+        if n_bytes <= FNN_SPARE_BYTES:
+            fnn_spare_give(memory)
+        else:
             free(memory)
         return finite

@@ -359,7 +359,7 @@ def test_rows_of_narrow_layers_in_long_batches(n_outputs, dtype):  # R2
         ([20, 11, 3], "gelu"),
         ([20, 3], "tanh"),
         ([300, 16, 16, 1], "tanh"),
-        ([20, 40, 4000, 7, 5], "relu"),  # more than a prediction takes from the stack
+        ([20, 40, 4000, 7, 5], "relu"),  # more memory than is kept for the next call
         ([20, 9, 30, 2], fastnn.Activation("test_bits_cube", lambda z: z * z * z)),
     ],
     ids=str,

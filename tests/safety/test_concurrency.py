@@ -159,6 +159,48 @@ def test_predictions_while_the_model_is_trained():
     at_once(train, look, look)
 
 
+@pytest.mark.parametrize("n_rows", [1, 40])
+def test_short_predictions_at_once(n_rows):
+    """On several threads, with the GIL and without, of nets that share a block of memory."""
+    _native.set_work_per_thread(1e9)
+    X = rows(n_rows)
+    models = [MLP([9, width, 40, 3], activation="tanh", seed=width) for width in (8, 300, 2000)]
+    expected = [model.predict(X).tobytes() for model in models]
+
+    def predict():
+        for i in range(200):
+            out = np.empty((n_rows, 3), np.float32) if i % 2 else None
+            assert models[i % 3].predict(X, out=out).tobytes() == expected[i % 3]
+
+    at_once(*[predict] * 8)
+
+
+def test_threads_with_small_stacks(run_script):
+    """Servers with thousands of threads give each the least that is allowed."""
+    run_script("""
+import threading
+import numpy as np
+import fastnn
+
+X = np.ones((1000, 30), np.float32)
+model = fastnn.MLP([30, 64, 10], output="softmax", seed=0)
+trainer = fastnn.Trainer(model, n_threads=2)
+trainer.fit(X[:50], np.arange(50) % 10, epochs=1)
+found = []
+
+def work():
+    found.append(model.predict(X[:1]).tobytes() + model.predict(X).tobytes())
+    trainer.fit(X, np.arange(1000) % 10, epochs=1)
+
+expected = model.predict(X[:1]).tobytes() + model.predict(X).tobytes()
+threading.stack_size(1 << 16)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert found == [expected]
+""")
+
+
 def test_data_that_change_meanwhile(run_script):
     """Another thread writes to rows, labels and weights: nothing crashes, nothing hangs."""
     run_script("""
