@@ -30,6 +30,7 @@ typedef SBITS N(sbits) __attribute__((vector_size(VECTOR_BYTES)));
 #define ABS(a) N(abs)(a)
 #define SIGN(a) N(sign)(a)
 #define AT_LEAST(a, lo) N(at_least)(a, lo)
+#define AT_MOST(a, hi) N(at_most)(a, hi)
 #define CLIP(a, lo, hi) N(at_most)(N(at_least)(a, lo), hi)
 #define SEL_NUMBER(a, b) N(select_number)(a, b)
 #define FLUSH(a) N(flush)(a, LEAST_NORMAL)

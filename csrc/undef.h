@@ -15,6 +15,7 @@
 #undef ABS
 #undef SIGN
 #undef AT_LEAST
+#undef AT_MOST
 #undef CLIP
 #undef SEL_NUMBER
 #undef K

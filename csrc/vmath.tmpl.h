@@ -139,7 +139,7 @@ INLINE V N(tanh)(V x) {
                   0x1.d6c31bcedcc42p-9, -0x1.226dc51692215p-7, 0x1.664f44d8bd9bfp-6, -0x1.ba1ba1a875fd5p-5,
                   0x1.11111110fbf94p-3, -0x1.555555555543dp-2);
 #endif
-    V p = N(exp_parts)(CLIP(a + a, K(0), K(IS_FLOAT ? 20 : 44)), &n);
+    V p = N(exp_parts)(AT_MOST(a + a, K(IS_FLOAT ? 20 : 44)), &n);
     V scale = N(two_to_the)(n);
     V far = K(1) - K(2) / FMA(scale, p, scale + K(1));
     V y = SEL(a < K(0.5625), FMA(a * t, near, a), far);

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "import_pyplot"]
 
-_MANY_EPOCHS = 1024  # a copy of the columns of as many takes longer than anything else about them
+_MANY_PARTS = 64  # as many short calls of `extend` are kept apart until somebody looks
 
 
 class History:
@@ -49,14 +49,14 @@ class History:
     def extend(self, **columns: Iterable[float]) -> None:
         """Append epochs; a column that is not given is NaN.
 
-        Arrays of many epochs are kept as they are until somebody looks: they must not change.
+        Arrays are kept as they are until somebody looks: they must not change.
         """
         arrays = {name: np.ascontiguousarray(v, np.float64) for name, v in columns.items()}
         n_epochs = max(len(values) for values in arrays.values())
         with self._lock:
             self._parts.append((n_epochs, arrays))
             self._size += n_epochs
-            if n_epochs < _MANY_EPOCHS:
+            if len(self._parts) >= _MANY_PARTS:
                 self._join()
 
     def _join(self) -> None:

@@ -23,6 +23,9 @@ __all__ = ["Plan", "check_memory"]
 
 CACHE_LINE = 64  # bytes, of every processor that we know
 
+_HIDDEN = tuple(ACTIVATIONS)
+_OUTPUTS = (*LINKS, *ACTIVATIONS)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,10 +79,10 @@ class Plan:
             ),
             "dtype": check_dtype(self.dtype),
             "activations": tuple(
-                _activation_name(row, f"activation[{i}]", list(ACTIVATIONS))
+                _activation_name(row, f"activation[{i}]", _HIDDEN)
                 for i, row in enumerate(activations)
             ),
-            "output": _activation_name(self.output, "output", [*LINKS, *ACTIVATIONS]),
+            "output": _activation_name(self.output, "output", _OUTPUTS),
             "dropout": tuple(
                 check_real(rate, f"dropout[{i}]", low=0.0, high=1.0, high_open=True)
                 for i, rate in enumerate(dropout)
@@ -176,12 +179,12 @@ def check_memory(n_bytes: int, what: str) -> None:
         raise MemoryError(f"{what} needs {n_bytes} bytes, but this machine has {limit}")
 
 
-def _activation_name(value: object, name: str, choices: list[str]) -> str:
+def _activation_name(value: object, name: str, choices: Sequence[str]) -> str:
     """The name of an activation, which is all that a plan keeps of it."""
     if isinstance(value, ActivationRow):
         value = value.name
-    if isinstance(value, str) and value in REGISTERED_ACTIVATIONS:
-        return value
+    if isinstance(value, str) and (value in choices or value in REGISTERED_ACTIVATIONS):
+        return str(value)
     try:
         return check_choice(value, name, [*choices, *REGISTERED_ACTIVATIONS])
     except ValueError as error:

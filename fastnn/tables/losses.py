@@ -541,10 +541,13 @@ def encode_targets(
         raise ValueError(
             f"{name} must have shape {shapes}, got {given} of dtype {array.dtype}{hint}"
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        targets = np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
-    bad = _first(~np.isfinite(targets))
-    if bad is not None:
+    targets = array
+    if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
+        with np.errstate(over="ignore", invalid="ignore"):
+            targets = np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"])
+    finite = np.isfinite(targets)
+    if not finite.all():
+        bad = _first(~finite)
         raise ValueError(
             f"{name} contains {array[bad]} at row {bad[0]}, column {bad[1]}: remove or replace "
             f"such entries, or scale the column into the range of {np.dtype(dtype)}"
@@ -611,24 +614,23 @@ def _check_kind(loss: LossRow, targets: Array, array: Array, name: str) -> None:
         wrong, expected = (targets < 0) | (targets > 1), "between 0 and 1"
     else:
         wrong, expected = targets < 0, "0 or greater"
-    bad = _first(wrong)
-    if bad is not None:
+    if wrong.any():
+        bad = _first(wrong)
         raise ValueError(
             f"{name} has {array[bad]} at row {bad[0]}, but targets of {loss.name} are {expected}"
         )
     if loss.target_kind == "classes":
         with np.errstate(over="ignore"):  # a sum beyond the range is far from 1, too
             sums = targets.sum(axis=1, dtype=np.float64)
-        bad = _first(np.abs(sums - 1.0) > 1e-3)
-        if bad is not None:
+        wrong = np.abs(sums - 1.0) > 1e-3
+        if wrong.any():
+            bad = _first(wrong)
             raise ValueError(
                 f"row {bad[0]} of {name} sums to {sums[bad]:g}, but the probabilities of a row sum "
                 "to 1: divide by the sum, or give integer labels"
             )
 
 
-def _first(mask: Array) -> tuple[int, ...] | None:
-    """Index of the first True."""
-    if not mask.any():
-        return None
+def _first(mask: Array) -> tuple[int, ...]:
+    """Index of the first True; there is one."""
     return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))

@@ -50,7 +50,7 @@ def test_long_columns_equal_short_ones(n_first):
     history.extend(loss=loss[-1:], learning_rate=rate[-1:])
     for a, b in zip(loss, rate, strict=True):
         other.extend(loss=[a], learning_rate=[b])
-    other._table[1, len(other) - 2] = 2.0
+    other._joined()[1, len(other) - 2] = 2.0
     for column in History.COLUMNS:
         np.testing.assert_array_equal(getattr(history, column), getattr(other, column))
     assert history.last() == {"loss": loss[-1], "learning_rate": rate[-1]}
