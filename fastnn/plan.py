@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,9 +22,6 @@ from fastnn.validation import check_choice, check_dtype, check_int, check_real
 __all__ = ["Plan", "check_memory"]
 
 CACHE_LINE = 64  # bytes, of every processor that we know
-
-_HIDDEN = tuple(ACTIVATIONS)
-_OUTPUTS = (*LINKS, *ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,10 @@ class Plan:
             ),
             "dtype": check_dtype(self.dtype),
             "activations": tuple(
-                _activation_name(row, f"activation[{i}]", _HIDDEN)
+                _activation_name(row, f"activation[{i}]", ACTIVATIONS)
                 for i, row in enumerate(activations)
             ),
-            "output": _activation_name(self.output, "output", _OUTPUTS),
+            "output": _activation_name(self.output, "output", LINKS, ACTIVATIONS),
             "dropout": tuple(
                 check_real(rate, f"dropout[{i}]", low=0.0, high=1.0, high_open=True)
                 for i, rate in enumerate(dropout)
@@ -179,14 +176,15 @@ def check_memory(n_bytes: int, what: str) -> None:
         raise MemoryError(f"{what} needs {n_bytes} bytes, but this machine has {limit}")
 
 
-def _activation_name(value: object, name: str, choices: Sequence[str]) -> str:
+def _activation_name(value: object, name: str, *tables: Mapping[str, ActivationRow]) -> str:
     """The name of an activation, which is all that a plan keeps of it."""
     if isinstance(value, ActivationRow):
         value = value.name
-    if isinstance(value, str) and (value in choices or value in REGISTERED_ACTIVATIONS):
+    tables = (*tables, REGISTERED_ACTIVATIONS)
+    if isinstance(value, str) and any(value in table for table in tables):
         return str(value)
     try:
-        return check_choice(value, name, [*choices, *REGISTERED_ACTIVATIONS])
+        return check_choice(value, name, [choice for table in tables for choice in table])
     except ValueError as error:
         raise ValueError(
             f"{error}; one of your own has to be registered first in every process, with "
