@@ -192,8 +192,8 @@ cdef extern from "fastnn.h" nogil:
     double fnn_seconds()
 
 
-# What NumPy lends to compiled code, as far as it is used here: by itself a tenth of `cimport numpy`, which checks
-# the sizes of a dozen types when it is imported.
+# What NumPy lends to compiled code, as far as it is used here: `cimport numpy` would check the sizes of a dozen
+# types at each import.
 cdef extern from "numpy/arrayobject.h":
     ctypedef struct PyArrayObject:
         pass

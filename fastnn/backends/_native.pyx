@@ -514,22 +514,6 @@ cdef Py_ssize_t lay_out(Workspace *w, const Network *net, const Layer *plan, Py_
     return at - base
 
 
-cdef int try_workspace(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
-                       bint backward, bint dropout, const Source *source, bint pack) noexcept nogil:
-    """Allocate and lay out; -1 where memory is short."""
-    cdef Py_ssize_t l
-    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, NULL)
-    w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
-    if w.memory == NULL:
-        return -1
-    lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack,
-            aligned(w.memory))
-    for l in range(net.n_layers):
-        if w.layers[l].activation == FNN_USER and w.layers[l].user_whole:
-            clear(&w.layers[l], rows * w.layers[l].ld * net.item_bytes)
-    return 0
-
-
 cdef void clear(Layer *layer, Py_ssize_t n_bytes) noexcept nogil:
     """Numbers between the rows: subnormal ones, as memory is full of them, would be slow."""
     memset(layer.y, 0, n_bytes)
@@ -541,10 +525,16 @@ cdef void clear(Layer *layer, Py_ssize_t n_bytes) noexcept nogil:
 
 cdef int workspace_init(Workspace *w, const Network *net, const Layer *plan, Py_ssize_t rows, int n_threads,
                         bint backward, bint dropout, const Source *source, bint pack) except -1:
-    cdef Py_ssize_t n_bytes
-    if try_workspace(w, net, plan, rows, n_threads, backward, dropout, source, pack) != 0:
-        n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, NULL)
+    """Allocate and lay out; the caller frees w.memory."""
+    cdef Py_ssize_t l
+    cdef Py_ssize_t n_bytes = lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, NULL)
+    w.memory = malloc(n_bytes + FNN_ALIGN_BYTES)
+    if w.memory == NULL:
         raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace for {rows} rows")
+    lay_out(w, net, plan, rows, n_threads, backward, dropout, source, pack, aligned(w.memory))
+    for l in range(net.n_layers):
+        if w.layers[l].activation == FNN_USER and w.layers[l].user_whole:
+            clear(&w.layers[l], rows * w.layers[l].ld * net.item_bytes)
     return 0
 
 
@@ -1346,8 +1336,7 @@ cdef Py_ssize_t small_init(Run *run, fnn_small *small) except -1:
     if run.small_memory == NULL:
         raise MemoryError(f"cannot allocate {n_bytes} bytes of workspace")
     net.k.small_layout(net.n_layers, sizes, activations, run.batch_size, run.n_slots,
-                       aligned(run.small_memory),
-                       small)
+                       aligned(run.small_memory), small)
     for l in range(net.n_layers):
         small.layers[l].user_value = run.w.layers[l].user_value
         small.layers[l].user_derivative = run.w.layers[l].user_derivative
