@@ -47,6 +47,21 @@ INLINE V N(load)(const REAL *p) {
 INLINE void N(store)(REAL *p, V x) {
     *(N(uvec) *)p = x;
 }
+/* x[q] is p[q] in all lanes, for q < 4. */
+INLINE void N(splat_four)(const REAL *p, V *x) {
+#if defined(FNN_LEVEL_AVX2) && IS_FLOAT /* loads are what the loops that ask for this are short of */
+    const __m256 four = _mm256_broadcast_ps((const __m128 *)p);
+    x[0] = _mm256_permute_ps(four, 0x00), x[1] = _mm256_permute_ps(four, 0x55);
+    x[2] = _mm256_permute_ps(four, 0xaa), x[3] = _mm256_permute_ps(four, 0xff);
+#elif defined(FNN_LEVEL_AVX2)
+    for (int q = 0; q < 4; q += 2) {
+        const __m256d two = _mm256_broadcast_pd((const __m128d *)(p + q));
+        x[q] = _mm256_permute_pd(two, 0x0), x[q + 1] = _mm256_permute_pd(two, 0xf);
+    }
+#else
+    for (int q = 0; q < 4; q++) x[q] = N(splat)(p[q]);
+#endif
+}
 
 #if defined(FNN_LEVEL_AVX2) && IS_FLOAT
 #define FNN_X86(op) _mm256_##op##_ps

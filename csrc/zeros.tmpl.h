@@ -132,6 +132,27 @@ typedef struct {
     const REAL *bias; /* added last, or NULL */
 } N(kept_job);
 
+/* n <= 4 links, at x values and places, of all sums. Places are read two at a time: loads are what is short. */
+INLINE void N(kept_links)(V *acc, const int n, const V *x, const int32_t *at, const char *const *b, const int nv,
+                          const int beside) {
+    ptrdiff_t row[4] = {*at};
+    for (int q = 0; q + 2 <= n; q += 2) {
+        uint64_t two;
+        memcpy(&two, at + q, sizeof two);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        two = two << 32 | two >> 32;
+#endif
+        row[q] = (ptrdiff_t)(uint32_t)two, row[q + 1] = (ptrdiff_t)(two >> 32);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < n; q++)
+#pragma GCC unroll 16
+        for (int v = 0; v < nv; v++) {
+            const REAL *w = (const REAL *)(b[beside ? 0 : v / NV] + row[q]) + (beside ? v : v % NV) * LANES;
+            acc[v] = FMA(x[q], N(load)(w), acc[v]);
+        }
+}
+
 /* The columns of n_panels panels, of all chains. beside: a row's panels follow each other. */
 INLINE void N(kept_tile)(const N(kept_job) *job, const int n_panels, const int beside) {
     const int nv = n_panels * NV;
@@ -147,18 +168,24 @@ INLINE void N(kept_tile)(const N(kept_job) *job, const int n_panels, const int b
     for (int q = 0; q < n_panels; q++) b[q] = (const char *)job->b + (beside ? 0 : q * panel);
     for (ptrdiff_t i = 0; i < n_chains; i++, values += KEPT_PART, ats += KEPT_PART, from += KEPT_COLS, to += ldc) {
         const REAL *value = values;
-        const int32_t *at = ats, *end = at + count[i];
-        V acc[KEPT_PANELS * NV];
+        const int32_t *at = ats;
+        int32_t n = count[i];
+        V acc[KEPT_PANELS * NV], x[4];
 #pragma GCC unroll 16
         for (int v = 0; v < nv; v++) acc[v] = begins ? (V){0} : N(load)(from + v * LANES);
-        for (; at != end; at++, value++) {
-            const V x = N(splat)(*value);
-            const ptrdiff_t row = *at;
-#pragma GCC unroll 16
-            for (int v = 0; v < nv; v++) {
-                const REAL *w = (const REAL *)(b[beside ? 0 : v / NV] + row) + (beside ? v : v % NV) * LANES;
-                acc[v] = FMA(x, N(load)(w), acc[v]);
-            }
+        if (n & 1) {
+            x[0] = N(splat)(*value);
+            N(kept_links)(acc, 1, x, at, b, nv, beside);
+            value++, at++;
+        }
+        if (n & 2) {
+            x[0] = N(splat)(value[0]), x[1] = N(splat)(value[1]);
+            N(kept_links)(acc, 2, x, at, b, nv, beside);
+            value += 2, at += 2;
+        }
+        for (n >>= 2; n > 0; n--, value += 4, at += 4) {
+            N(splat_four)(value, x);
+            N(kept_links)(acc, 4, x, at, b, nv, beside);
         }
         if (accumulate)
 #pragma GCC unroll 16
@@ -197,12 +224,15 @@ INLINE ptrdiff_t N(kept_parts)(ptrdiff_t n) {
 /* The values of columns [k0, k0 + n) of n_rows rows: list i of part q is list q * KEPT_ROWS + i. */
 static void N(keep_rows)(const REAL *const *rows, ptrdiff_t n_rows, ptrdiff_t k0, ptrdiff_t n, ptrdiff_t step,
                          N(kept) * s) {
-    for (ptrdiff_t i = 0; i < n_rows; i++)
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        if (i + 1 < n_rows)
+            for (ptrdiff_t k = 0; k < n; k += 64 / (ptrdiff_t)sizeof(REAL)) __builtin_prefetch(rows[i + 1] + k0 + k);
         for (ptrdiff_t q = 0, k = 0; k < n; q++, k += KEPT_PART) {
             const ptrdiff_t list = q * KEPT_ROWS + i;
             s->count[list] = N(keep)(rows[i] + k0 + k, N(least)(KEPT_PART, n - k), step, s->value + list * KEPT_PART,
                                      s->at + list * KEPT_PART);
         }
+    }
 }
 /* Part q of n_parts, its lists beginning at `list`. */
 INLINE N(kept_job) N(kept_part)(N(kept) * s, ptrdiff_t list, ptrdiff_t n_chains, ptrdiff_t q, ptrdiff_t n_parts,
