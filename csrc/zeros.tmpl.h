@@ -8,7 +8,7 @@
  *   c[i, j] = sum over p of value[i, p] * b[at[i, p], j]
  *
  * A multiply-add needs a load of its own here, where a tile of tile.tmpl.h uses one for MR of them: with fewer than a
- * third of zeros that is slower. */
+ * quarter of zeros that is slower. Loads are what is short, so places are read two at a time, values four at a time. */
 
 /* Panels of NR columns side by side: enough that no multiply-add waits for another. Two, where a layer has no more or as many
  * are left, do wait, and then a third as many values may be other than zero. */
@@ -132,7 +132,7 @@ typedef struct {
     const REAL *bias; /* added last, or NULL */
 } N(kept_job);
 
-/* n <= 4 links, at x values and places, of all sums. Places are read two at a time: loads are what is short. */
+/* n links of all sums: 1, 2 or 4 values x, in all lanes, and the places of their rows of b. */
 INLINE void N(kept_links)(V *acc, const int n, const V *x, const int32_t *at, const char *const *b, const int nv,
                           const int beside) {
     ptrdiff_t row[4] = {*at};
@@ -173,19 +173,26 @@ INLINE void N(kept_tile)(const N(kept_job) *job, const int n_panels, const int b
         V acc[KEPT_PANELS * NV], x[4];
 #pragma GCC unroll 16
         for (int v = 0; v < nv; v++) acc[v] = begins ? (V){0} : N(load)(from + v * LANES);
-        if (n & 1) {
-            x[0] = N(splat)(*value);
-            N(kept_links)(acc, 1, x, at, b, nv, beside);
-            value++, at++;
-        }
-        if (n & 2) {
-            x[0] = N(splat)(value[0]), x[1] = N(splat)(value[1]);
-            N(kept_links)(acc, 2, x, at, b, nv, beside);
-            value += 2, at += 2;
-        }
-        for (n >>= 2; n > 0; n--, value += 4, at += 4) {
-            N(splat_four)(value, x);
-            N(kept_links)(acc, 4, x, at, b, nv, beside);
+        if (n < 4) { /* often so, where little is kept: one branch to foresee */
+            for (; n > 0; n--, value++, at++) {
+                x[0] = N(splat)(*value);
+                N(kept_links)(acc, 1, x, at, b, nv, beside);
+            }
+        } else {
+            if (n & 1) {
+                x[0] = N(splat)(*value);
+                N(kept_links)(acc, 1, x, at, b, nv, beside);
+                value++, at++;
+            }
+            if (n & 2) {
+                x[0] = N(splat)(value[0]), x[1] = N(splat)(value[1]);
+                N(kept_links)(acc, 2, x, at, b, nv, beside);
+                value += 2, at += 2;
+            }
+            for (n >>= 2; n > 0; n--, value += 4, at += 4) {
+                N(splat_four)(value, x);
+                N(kept_links)(acc, 4, x, at, b, nv, beside);
+            }
         }
         if (accumulate)
 #pragma GCC unroll 16

@@ -88,7 +88,7 @@ cdef double UNEVEN = 1.04
 
 # Zeros are skipped where at most this share of a block's inputs (or deltas) is other than zero: skipping has costs of its
 # own. 1: wherever it can be; < 0: never.
-cdef double MOST_DENSITY = 0.6
+cdef double MOST_DENSITY = 0.7
 
 # Work (multiply-adds of a step or of a prediction) under which another thread costs more than it brings.
 cdef double WORK_PER_THREAD = 5e5
